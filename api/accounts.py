@@ -1,0 +1,162 @@
+"""Accounts and tokens: `/api/auth`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Response, g, request
+from flask_smorest import Blueprint
+from marshmallow import ValidationError, fields, validate
+from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+from api import context
+from api.fields import Body, Moment, Text
+from api.lists import json_response
+from auth import accounts, current_user
+from errors import Conflict, Unauthorized
+from models import Shop, User, db
+
+blueprint = Blueprint("accounts", __name__, url_prefix="/api/auth", description="Accounts and tokens")
+
+COMMON_PASSWORDS = frozenset(FREQUENCY_LISTS["passwords"])
+EMAIL = r"^[^@\s\x00-\x1f\x7f<>(),;:\\\"\[\]]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$"
+
+
+class ShopSchema(Body):
+    id = fields.Integer(required=True)
+    name = fields.String(required=True)
+    etsy_shop_id = fields.String(required=True)
+    currency = fields.String(required=True)
+
+
+class UserSchema(Body):
+    id = fields.Integer(required=True)
+    email = fields.String(required=True, allow_none=True)
+    username = fields.String(required=True)
+    shops = fields.List(fields.Nested(ShopSchema), required=True)
+    currency = fields.String(required=True)
+    timezone = fields.String(required=True)
+    created_at = Moment(required=True)
+
+
+class SessionSchema(Body):
+    token = fields.String(required=True)
+    refresh_token = fields.String(required=True)
+    user = fields.Nested(UserSchema, required=True)
+
+
+class TokensSchema(Body):
+    token = fields.String(required=True)
+    refresh_token = fields.String(required=True)
+
+
+def _check_password(value: str) -> None:
+    if value.casefold() in COMMON_PASSWORDS:
+        raise ValidationError("This password is one of the most common ones.")
+    if len(set(value)) < 4:
+        raise ValidationError("This password is too simple.")
+
+
+class Registration(Body):
+    email = Text(3, 255, required=True, validate=[validate.Regexp(EMAIL, error="Not an e-mail address.")])
+    password = Text(8, 1000, trim=False, required=True, load_only=True, validate=[_check_password])
+    username = Text()
+
+
+class Credentials(Body):
+    email = Text(1, 255, required=True)
+    password = Text(1, 1000, trim=False, required=True, load_only=True)
+
+
+class RefreshRequest(Body):
+    refresh_token = Text(1, 4000, required=True, load_only=True)
+
+
+class Message(Body):
+    message = fields.String(required=True)
+
+
+def represent_user(user: User) -> dict[str, Any]:
+    shops = db.session.execute(sa.select(Shop).where(Shop.user_id == user.id).order_by(Shop.id)).scalars()
+    return {
+        "id": user.id,
+        "email": user.email,
+        "username": user.username,
+        "shops": [
+            {"id": shop.id, "name": shop.name, "etsy_shop_id": shop.etsy_shop_id, "currency": shop.currency}
+            for shop in shops
+        ],
+        "currency": user.currency,
+        "timezone": user.timezone,
+        "created_at": user.created_at,
+    }
+
+
+def open_session(user: User, status: int = 200) -> Response:
+    """A fresh pair of tokens with the account, committed."""
+    body = {**accounts().begin(user), "user": represent_user(user)}
+    db.session.commit()
+    return json_response(body, status)
+
+
+@blueprint.post("/register")
+@blueprint.arguments(Registration)
+@blueprint.response(201, SessionSchema)
+def register(data: dict[str, Any]) -> Response:
+    """Open an account."""
+    email = data["email"].casefold()
+    if db.session.execute(sa.select(User.id).where(User.email == email)).scalar() is not None:
+        raise Conflict("There is an account with this e-mail address.", code="email_taken")
+    user = User(
+        email=email,
+        username=data.get("username") or email.partition("@")[0],
+        password_hash=accounts().hash_password(data["password"]),
+        created_at=context.now(),
+    )
+    db.session.add(user)
+    db.session.flush()
+    return open_session(user, 201)
+
+
+@blueprint.post("/login")
+@blueprint.arguments(Credentials)
+@blueprint.response(200, SessionSchema)
+def log_in(data: dict[str, Any]) -> Response:
+    """Log in. One answer for an unknown account and a wrong password."""
+    email = data["email"].casefold()
+    key = (email, request.remote_addr or "")
+    accounts().refuse_hammering(*key)
+    user = db.session.execute(sa.select(User).where(User.email == email)).scalar_one_or_none()
+    if not accounts().check_password(user, data["password"]) or user is None:
+        accounts().count_failure(*key)
+        raise Unauthorized("E-mail address or password is wrong.", code="wrong_credentials")
+    return open_session(user)
+
+
+@blueprint.post("/refresh")
+@blueprint.arguments(RefreshRequest)
+@blueprint.response(200, TokensSchema)
+def refresh(data: dict[str, Any]) -> Response:
+    """A new pair for a refresh token. One that was used before ends the whole login."""
+    pair = accounts().rotate(data["refresh_token"])
+    db.session.commit()
+    if pair is None:
+        raise Unauthorized("This refresh token was used before or its login has ended. Log in again.", code="ended_login")
+    return json_response(pair)
+
+
+@blueprint.post("/logout")
+@blueprint.response(200, Message)
+def log_out() -> Response:
+    """End this login: its tokens are no longer good."""
+    accounts().revoke(g.family_id)
+    db.session.commit()
+    return json_response({"message": "Logged out"})
+
+
+@blueprint.get("/user")
+@blueprint.response(200, UserSchema)
+def get_user() -> Response:
+    """The account of the token."""
+    return json_response(represent_user(current_user()))

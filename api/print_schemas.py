@@ -1,0 +1,128 @@
+"""The shapes of a scheduled print."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from flask import g
+from marshmallow import fields
+
+from api.fields import Body, Color, Id, Moment, Num, Ranged, RangedNum, Text, Word
+from api.lists import Columns, PageQuery, QueryInt, currency_number
+from models import WAITING_STATUSES, PrintEvent, PrintStatus, ScheduledPrint
+
+
+def _finish(row: dict[str, Any]) -> None:
+    if row["material_cost"] is not None:
+        row["material_cost"] = currency_number(Decimal(str(row["material_cost"])), g.currency)
+
+
+COLUMNS = Columns(
+    ScheduledPrint,
+    *("id", "printer_id", "order_id", "order_item_id", "job_name", "file_name", "print_file_id", "plate", "status"),
+    *("scheduled_start", "estimated_duration_minutes", "material_type", "material_color", "material_slot"),
+    *("nozzle_temp", "bed_temp", "print_speed", "priority", "notes", "waiting_reason", "started_at", "completed_at"),
+    *("failed_reason", "progress_percent", "estimated_grams", "used_grams", "material_cost"),
+    *("created_at", "updated_at"),
+    finish=_finish,
+)
+
+EVENT_COLUMNS = Columns(
+    PrintEvent,
+    *("id", "print_id", "printer_id", "kind", "from_status", "to_status", "reason", "details", "at"),
+)
+
+
+class PrintSchema(Body):
+    id = fields.Integer(required=True)
+    printer_id = fields.Integer(required=True)
+    order_id = fields.Integer(required=True, allow_none=True)
+    order_item_id = fields.Integer(required=True, allow_none=True)
+    job_name = fields.String(required=True)
+    file_name = fields.String(required=True, allow_none=True)
+    print_file_id = fields.Integer(required=True, allow_none=True)
+    plate = fields.Integer(required=True)
+    status = fields.Enum(PrintStatus, by_value=True, required=True)
+    scheduled_start = Moment(required=True, allow_none=True)
+    estimated_duration_minutes = fields.Integer(required=True, allow_none=True)
+    material_type = fields.String(required=True, allow_none=True)
+    material_color = fields.String(required=True, allow_none=True)
+    material_slot = fields.Integer(required=True, allow_none=True)
+    nozzle_temp = fields.Integer(required=True, allow_none=True)
+    bed_temp = fields.Integer(required=True, allow_none=True)
+    print_speed = fields.Integer(required=True, allow_none=True)
+    priority = fields.Integer(required=True)
+    notes = fields.String(required=True, allow_none=True)
+    waiting_reason = fields.String(required=True, allow_none=True, metadata={"description": "Why it has not begun"})
+    started_at = Moment(required=True, allow_none=True)
+    completed_at = Moment(required=True, allow_none=True)
+    failed_reason = fields.String(required=True, allow_none=True)
+    progress_percent = fields.Integer(required=True, allow_none=True)
+    estimated_grams = Num(required=True, allow_none=True)
+    used_grams = Num(required=True, allow_none=True)
+    material_cost = Num(required=True, allow_none=True, metadata={"description": "In the account's currency"})
+    created_at = Moment(required=True)
+    updated_at = Moment(required=True)
+
+
+class PrintEventSchema(Body):
+    id = fields.Integer(required=True)
+    print_id = fields.Integer(required=True)
+    printer_id = fields.Integer(required=True)
+    kind = fields.String(required=True)
+    from_status = fields.String(required=True, allow_none=True)
+    to_status = fields.String(required=True, allow_none=True)
+    reason = fields.String(required=True, allow_none=True)
+    details = fields.Dict(required=True)
+    at = Moment(required=True)
+
+
+class _Settable(Body):
+    """What a person may set on a print."""
+
+    order_id = Id(allow_none=True)
+    file_name = Text(allow_none=True)
+    print_file_id = Id(allow_none=True)
+    plate = Ranged(1, 1000)
+    scheduled_start = Moment(allow_none=True)
+    estimated_duration_minutes = Ranged(1, 100_000, allow_none=True)
+    estimated_grams = RangedNum(0, 100_000, allow_none=True)
+    material_type = Text(allow_none=True)
+    material_color = Color(allow_none=True)
+    material_slot = Ranged(0, 7, allow_none=True)
+    nozzle_temp = Ranged(0, 500, allow_none=True)
+    bed_temp = Ranged(0, 200, allow_none=True)
+    print_speed = Ranged(1, 2000, allow_none=True)
+    notes = Text(0, 2000, allow_none=True)
+
+
+class NewPrint(_Settable):
+    printer_id = Id(required=True)
+    job_name = Text(required=True)
+    status = Word(PrintStatus, only=WAITING_STATUSES, load_default=PrintStatus.queued)
+    priority = Ranged(-1000, 1000, load_default=0)
+
+
+class PrintChange(_Settable):
+    printer_id = Id()
+    job_name = Text()
+    priority = Ranged(-1000, 1000)
+    status = Word(PrintStatus)
+    failed_reason = Text(1, 2000)
+    used_grams = RangedNum(0, 100_000)
+
+
+class PrintsQuery(PageQuery):
+    status = Word(PrintStatus)
+
+
+class AllPrintsQuery(PrintsQuery):
+    printer_id = QueryInt()
+    order_id = QueryInt()
+    id = QueryInt()
+
+
+class Deleted(Body):
+    message = fields.String(required=True)
+    id = fields.Integer(required=True)

@@ -1,0 +1,248 @@
+"""Printers: `/api/printers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Response
+from flask_smorest import Blueprint
+from marshmallow import fields
+
+from api import context
+from api.connection_fields import INLINE_FIELDS, NewConnectionFields, make_connection
+from api.fields import Body, Bool, Id, Moment, Num, Text
+from api.lists import PageQuery, json_response
+from api.once import once
+from api.print_schemas import Deleted
+from auth import current_user_id, get_mine, mine
+from errors import Conflict
+from farm.live import is_live
+from models import (
+    OPEN_STATUSES,
+    ConnectionType,
+    PlateState,
+    Printer,
+    PrinterConnection,
+    PrintStatus,
+    ScheduledPrint,
+    db,
+)
+
+blueprint = Blueprint("printers", __name__, url_prefix="/api/printers", description="The user's printers")
+
+UTILIZATION_WINDOW = timedelta(days=7)
+
+
+class CurrentPrint(Body):
+    id = fields.Integer(required=True)
+    job_name = fields.String(required=True)
+    progress_percent = fields.Integer(required=True, allow_none=True)
+
+
+class PrinterSchema(Body):
+    id = fields.Integer(required=True)
+    name = fields.String(required=True)
+    model = fields.String(required=True, allow_none=True)
+    location = fields.String(required=True, allow_none=True)
+    notes = fields.String(required=True, allow_none=True)
+    connection_id = fields.Integer(required=True, allow_none=True)
+    connection_type = fields.Enum(ConnectionType, by_value=True, required=True, allow_none=True)
+    status = fields.String(required=True, metadata={"description": "A state of PrinterStatus, or offline, or none"})
+    current_job = fields.Nested(CurrentPrint, required=True, allow_none=True)
+    auto_start = fields.Boolean(required=True)
+    plate_state = fields.Enum(PlateState, by_value=True, required=True)
+    utilization_pct = Num(required=True, metadata={"description": "Printing time of the last 7 days"})
+    created_at = Moment(required=True)
+    updated_at = Moment(required=True)
+
+
+class PrinterChange(Body):
+    name = Text()
+    model = Text(allow_none=True)
+    location = Text(allow_none=True)
+    notes = Text(0, 2000, allow_none=True)
+    auto_start = Bool()
+
+
+class NewPrinter(PrinterChange, NewConnectionFields):
+    name = Text(required=True)
+    auto_start = Bool(load_default=False)
+
+
+class PlateCleared(Body):
+    print_id = Id(required=True, allow_none=True, metadata={"description": "The last print on the plate, or null"})
+
+
+def _represent(printers: Sequence[Printer]) -> list[dict[str, Any]]:
+    """Printers with what goes on on them: four statements, however many printers."""
+    ids = [printer.id for printer in printers]
+    at = context.now()
+    connections = {
+        connection.printer_id: connection
+        for connection in db.session.execute(mine(PrinterConnection).where(PrinterConnection.printer_id.in_(ids))).scalars()
+    }
+    running = {
+        each.printer_id: each
+        for each in db.session.execute(
+            mine(ScheduledPrint)
+            .where(ScheduledPrint.printer_id.in_(ids), ScheduledPrint.status == PrintStatus.started)
+            .order_by(ScheduledPrint.id)
+        ).scalars()
+    }
+    busy = _printing_time(ids, at)
+    return [_represent_one(each, connections.get(each.id), running.get(each.id), busy, at) for each in printers]
+
+
+def _represent_one(
+    printer: Printer,
+    connection: PrinterConnection | None,
+    running: ScheduledPrint | None,
+    busy: dict[int, timedelta],
+    at: datetime,
+) -> dict[str, Any]:
+    if connection is None:
+        status = "none"
+    else:
+        status = (connection.snapshot or {}).get("state", "unknown") if is_live(connection, at) else "offline"
+    return {
+        "id": printer.id,
+        "name": printer.name,
+        "model": printer.model,
+        "location": printer.location,
+        "notes": printer.notes,
+        "connection_id": connection.id if connection else None,
+        "connection_type": connection.connection_type if connection else None,
+        "status": status,
+        "current_job": {"id": running.id, "job_name": running.job_name, "progress_percent": running.progress_percent}
+        if running
+        else None,
+        "auto_start": printer.auto_start,
+        "plate_state": printer.plate_state,
+        "utilization_pct": round(100 * busy.get(printer.id, timedelta()) / UTILIZATION_WINDOW, 1),
+        "created_at": printer.created_at,
+        "updated_at": printer.updated_at,
+    }
+
+
+def _printing_time(printer_ids: Sequence[int], at: datetime) -> dict[int, timedelta]:
+    """How long each printer printed in the last 7 days. Deleted prints count: the printer did run."""
+    since = at - UTILIZATION_WINDOW
+    rows = db.session.execute(
+        sa.select(ScheduledPrint.printer_id, ScheduledPrint.started_at, ScheduledPrint.completed_at).where(
+            ScheduledPrint.user_id == current_user_id(),
+            ScheduledPrint.printer_id.in_(printer_ids),
+            ScheduledPrint.started_at.is_not(None),
+            sa.or_(ScheduledPrint.completed_at.is_(None), ScheduledPrint.completed_at > since),
+        )
+    )
+    busy: dict[int, timedelta] = {}
+    for printer_id, started_at, completed_at in rows:
+        span = max(timedelta(), min(completed_at or at, at) - max(started_at, since))
+        busy[printer_id] = min(busy.get(printer_id, timedelta()) + span, UTILIZATION_WINDOW)
+    return busy
+
+
+def _answer(printer: Printer, status: int = 200) -> Response:
+    db.session.flush()
+    return json_response(_represent([printer])[0], status)
+
+
+@blueprint.get("")
+@blueprint.arguments(PageQuery, location="query")
+@blueprint.response(200, PrinterSchema(many=True))
+def list_printers(args: dict[str, Any]) -> Response:
+    """All printers of the user."""
+    query = mine(Printer).order_by(Printer.id)
+    total = db.session.execute(mine(Printer, sa.func.count())).scalar_one()
+    printers = db.session.execute(query.limit(args["limit"]).offset(args["offset"])).scalars().all()
+    headers = {"X-Total-Count": str(total)}
+    following = args["offset"] + args["limit"]
+    if following < total:
+        headers["Link"] = f'</api/printers?limit={args["limit"]}&offset={following}>; rel="next"'
+    return json_response(_represent(printers), headers=headers)
+
+
+@blueprint.post("")
+@once
+@blueprint.arguments(NewPrinter)
+@blueprint.response(201, PrinterSchema)
+def add_printer(data: dict[str, Any]) -> Response:
+    """Add a printer; with the fields of a connection in the same call, its connection too."""
+    at = context.now()
+    inline = {name: data.pop(name) for name in INLINE_FIELDS if name in data}
+    printer = Printer(user_id=current_user_id(), created_at=at, updated_at=at, **data)
+    db.session.add(printer)
+    db.session.flush()
+    if inline:
+        db.session.add(make_connection(printer, inline, at=at, vault=context.vault()))
+    return _answer(printer, 201)
+
+
+@blueprint.get("/<id:printer_id>")
+@blueprint.response(200, PrinterSchema)
+def get_printer(printer_id: int) -> Response:
+    """One printer."""
+    return _answer(get_mine(Printer, printer_id))
+
+
+@blueprint.put("/<id:printer_id>")
+@blueprint.arguments(PrinterChange)
+@blueprint.response(200, PrinterSchema)
+def change_printer(data: dict[str, Any], printer_id: int) -> Response:
+    """Change a printer."""
+    printer = get_mine(Printer, printer_id, for_update=True)
+    for name, value in data.items():
+        setattr(printer, name, value)
+    printer.updated_at = context.now()
+    response = _answer(printer)
+    db.session.commit()
+    return response
+
+
+@blueprint.delete("/<id:printer_id>")
+@blueprint.response(200, Deleted)
+def remove_printer(printer_id: int) -> Response:
+    """Remove a printer. With prints that are not finished it is 409. Its history stays."""
+    printer = get_mine(Printer, printer_id, for_update=True)
+    has_open = db.session.execute(
+        mine(ScheduledPrint, sa.func.count()).where(
+            ScheduledPrint.printer_id == printer_id, ScheduledPrint.status.in_(OPEN_STATUSES)
+        )
+    ).scalar_one()
+    if has_open:
+        raise Conflict(f"This printer still has {has_open} prints that are not finished.", code="has_open_prints")
+    db.session.execute(
+        sa.delete(PrinterConnection).where(
+            PrinterConnection.user_id == current_user_id(), PrinterConnection.printer_id == printer_id
+        )
+    )
+    printer.deleted_at = printer.updated_at = context.now()
+    db.session.commit()
+    return json_response({"message": "Printer removed", "id": printer_id})
+
+
+@blueprint.post("/<id:printer_id>/plate-cleared")
+@blueprint.arguments(PlateCleared)
+@blueprint.response(200, PrinterSchema)
+def clear_plate(data: dict[str, Any], printer_id: int) -> Response:
+    """Say that the plate is empty. Names the last print, so that a late click cannot clear the next one."""
+    printer = get_mine(Printer, printer_id, for_update=True)
+    if data["print_id"] is not None:
+        get_mine(ScheduledPrint, data["print_id"])
+    if data["print_id"] != printer.plate_print_id:
+        raise Conflict("Another print lies on the plate by now. Look again.", code="another_print_on_plate")
+    running = db.session.execute(
+        mine(ScheduledPrint, sa.func.count()).where(
+            ScheduledPrint.printer_id == printer_id, ScheduledPrint.status == PrintStatus.started
+        )
+    ).scalar_one()
+    if running:
+        raise Conflict("A print is running on this printer.", code="print_running")
+    printer.plate_state, printer.plate_print_id = PlateState.clear, None
+    printer.updated_at = context.now()
+    response = _answer(printer)
+    db.session.commit()
+    return response

@@ -1,0 +1,321 @@
+"""Scheduled prints: `/api/bambu/scheduled-prints`.
+
+The seeds use one path shape for two ids: GET and POST on the bare path take a printer's id, PUT and DELETE the print's
+own; `/queue` takes the printer's, every other sub-path the print's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Response
+from flask_smorest import Blueprint
+
+from api import context, printer_commands
+from api.lists import PageQuery, bare_list, json_response
+from api.once import once
+from api.print_schemas import (
+    COLUMNS,
+    EVENT_COLUMNS,
+    AllPrintsQuery,
+    Deleted,
+    NewPrint,
+    PrintChange,
+    PrintEventSchema,
+    PrintSchema,
+    PrintsQuery,
+)
+from auth import current_user_id, get_mine, mine
+from errors import Conflict, Invalid, NotFound, UpstreamFailed
+from etsy_api import add_prints
+from farm.live import is_live
+from farm.moves import delete_print, move_print
+from farm.orders import settle_production_status
+from models import (
+    ENDED_STATUSES,
+    LEGAL_MOVES,
+    OPEN_INTENT_STATES,
+    WAITING_STATUSES,
+    CommandKind,
+    IllegalMove,
+    Order,
+    Printer,
+    PrinterConnection,
+    PrintEvent,
+    PrintFile,
+    PrintStatus,
+    ScheduledPrint,
+    StartIntent,
+    db,
+)
+
+blueprint = Blueprint(
+    "scheduled prints", __name__, url_prefix="/api/bambu/scheduled-prints", description="The queue of each printer"
+)
+
+NEWEST_FIRST = (ScheduledPrint.created_at.desc(), ScheduledPrint.id.desc())
+# The order in which they will run; false sorts before true, so a print without a start time comes first.
+RUN_ORDER = (
+    ScheduledPrint.priority.desc(),
+    ScheduledPrint.scheduled_start.is_not(None),
+    ScheduledPrint.scheduled_start,
+    ScheduledPrint.id,
+)
+REFERENCES: dict[str, Any] = {"printer_id": Printer, "order_id": Order, "print_file_id": PrintFile}
+
+
+def represent(print_id: int) -> dict[str, Any]:
+    db.session.flush()
+    return COLUMNS.one(mine(ScheduledPrint).where(ScheduledPrint.id == print_id))
+
+
+def _check_references(data: dict[str, Any]) -> None:
+    """Raises NotFound for the first id in a body that is not this user's, and Invalid for a plate not in its file."""
+    for name, model in REFERENCES.items():
+        if data.get(name) is not None:
+            get_mine(model, data[name])
+    if data.get("print_file_id") is not None:
+        file = get_mine(PrintFile, data["print_file_id"])
+        if data.get("plate", 1) not in file.plates:
+            raise Invalid({"plate": [f"The file has no such plate; it has {', '.join(map(str, file.plates))}."]})
+        data.setdefault("file_name", file.file_name)
+
+
+@blueprint.get("")
+@blueprint.arguments(AllPrintsQuery, location="query")
+@blueprint.response(200, PrintSchema(many=True))
+def list_all_prints(args: dict[str, Any]) -> Response:
+    """Prints across all of the user's printers, newest first."""
+    query = mine(ScheduledPrint).order_by(*NEWEST_FIRST)
+    for name in ("printer_id", "order_id", "id", "status"):
+        if name in args:
+            query = query.where(getattr(ScheduledPrint, name) == args[name])
+    return bare_list(COLUMNS, query, args["limit"], args["offset"])
+
+
+@blueprint.post("")
+@once
+@blueprint.arguments(NewPrint)
+@blueprint.response(201, PrintSchema)
+def add_print(data: dict[str, Any]) -> Response:
+    """Queue a print on a printer. `scheduled` releases it: it runs when its time has come and the printer is free."""
+    _check_references(data)
+    at = context.now()
+    created = ScheduledPrint(user_id=current_user_id(), created_at=at, updated_at=at, **data)
+    add_prints([created], at=at)
+    settle_production_status(created.user_id, created.order_id, at=at)
+    return json_response(represent(created.id), 201)
+
+
+@blueprint.get("/<id:printer_id>")
+@blueprint.arguments(PrintsQuery, location="query")
+@blueprint.response(200, PrintSchema(many=True))
+def list_prints(args: dict[str, Any], printer_id: int) -> Response:
+    """All prints of a printer, newest first. Takes a printer's id."""
+    _require_printer(printer_id)
+    query = mine(ScheduledPrint).where(ScheduledPrint.printer_id == printer_id).order_by(*NEWEST_FIRST)
+    if "status" in args:
+        query = query.where(ScheduledPrint.status == args["status"])
+    return bare_list(COLUMNS, query, args["limit"], args["offset"])
+
+
+@blueprint.get("/<id:printer_id>/queue")
+@blueprint.arguments(PageQuery, location="query")
+@blueprint.response(200, PrintSchema(many=True))
+def get_queue(args: dict[str, Any], printer_id: int) -> Response:
+    """What is queued and scheduled on a printer, in the order in which it will run. Takes a printer's id."""
+    _require_printer(printer_id)
+    query = mine(ScheduledPrint).where(
+        ScheduledPrint.printer_id == printer_id, ScheduledPrint.status.in_(WAITING_STATUSES)
+    )
+    return bare_list(COLUMNS, query.order_by(*RUN_ORDER), args["limit"], args["offset"])
+
+
+def _require_printer(printer_id: int) -> None:
+    """`get_mine` without making an object: the lists that a page polls need only to know that it is theirs."""
+    if db.session.execute(mine(Printer, Printer.id).where(Printer.id == printer_id)).scalar() is None:
+        raise NotFound
+
+
+@blueprint.put("/<id:print_id>")
+@blueprint.arguments(PrintChange)
+@blueprint.response(200, PrintSchema)
+def change_print(data: dict[str, Any], print_id: int) -> Response:
+    """Change a print or record what happened to it. Takes the print's own id.
+
+    A status is recorded; only a released print on a printer with a live link makes a machine move.
+    """
+    changed = get_mine(ScheduledPrint, print_id, for_update=True)
+    status: PrintStatus | None = data.pop("status", None)
+    reason, used_grams = data.pop("failed_reason", None), data.pop("used_grams", None)
+    target = changed.status if status is None else status
+    _check_combination(target, status, reason, used_grams)
+    _check_references(data | ({} if "plate" in data else {"plate": changed.plate}))
+    if "plate" in data and "print_file_id" not in data and changed.print_file_id is not None:
+        _check_references({"print_file_id": changed.print_file_id, "plate": data["plate"]})
+    is_move = status is not None and status is not changed.status
+    if is_move:
+        assert status is not None
+        _refuse_contradiction(changed, status)
+    _refuse_late_edit(changed, status if is_move else None, data)
+    at = context.now()
+    before_order = changed.order_id
+    if is_move:
+        assert status is not None
+        if changed.status in ENDED_STATUSES:
+            data.setdefault("scheduled_start", None)
+            data.setdefault("waiting_reason", None)
+        _edit(changed, data)
+        move_print(changed, status, at=at, limits=context.limits(), reason=reason, used_grams=used_grams)
+    else:
+        _edit(changed, data)
+    if data:
+        changed.updated_at = at
+    if changed.order_id != before_order:
+        settle_production_status(changed.user_id, before_order, at=at)
+        settle_production_status(changed.user_id, changed.order_id, at=at)
+    body = represent(print_id)
+    db.session.commit()
+    return json_response(body)
+
+
+def _edit(changed: ScheduledPrint, data: dict[str, Any]) -> None:
+    for name, value in data.items():
+        setattr(changed, name, value)
+    if "order_id" in data:
+        changed.order_item_id = None
+    if "scheduled_start" in data:
+        # From here on the time is a person's wish and no longer a link of a chain.
+        changed.is_chained = False
+
+
+def _check_combination(
+    target: PrintStatus, sent: PrintStatus | None, reason: str | None, used_grams: Any
+) -> None:
+    faults: dict[str, list[str]] = {}
+    if sent is PrintStatus.failed and reason is None:
+        faults["failed_reason"] = ["Say why it failed."]
+    if reason is not None and target is not PrintStatus.failed:
+        faults["failed_reason"] = ["Goes with status failed."]
+    if used_grams is not None and target not in ENDED_STATUSES:
+        faults["used_grams"] = ["Goes with status completed or failed."]
+    if faults:
+        raise Invalid(faults)
+
+
+def _refuse_contradiction(changed: ScheduledPrint, status: PrintStatus) -> None:
+    """The table of moves first, then what the printer itself says where it can be heard."""
+    if status not in LEGAL_MOVES[changed.status]:
+        raise IllegalMove(changed.status, status)
+    if changed.status is PrintStatus.scheduled and status is PrintStatus.queued and _open_intent(changed):
+        raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
+    connection = _connection_of(changed)
+    if connection is None or not is_live(connection, context.now()):
+        return
+    snapshot = connection.snapshot or {}
+    is_running = snapshot.get("state") in ("preparing", "printing", "paused")
+    is_ours = snapshot.get("current_print_id") == changed.id
+    if status is PrintStatus.started and not (is_running and is_ours):
+        raise Conflict("The printer does not report that this print is running.", code="printer_says_otherwise")
+    if changed.status is PrintStatus.started and status in ENDED_STATUSES and is_running and is_ours:
+        raise Conflict("The printer reports that this print is still running.", code="printer_says_otherwise")
+
+
+def _refuse_late_edit(changed: ScheduledPrint, moving_to: PrintStatus | None, data: dict[str, Any]) -> None:
+    if not data:
+        return
+    if changed.status in ENDED_STATUSES and moving_to is not PrintStatus.queued:
+        raise Conflict("A print that has ended changes only together with status queued.", code="print_ended")
+    if changed.status is PrintStatus.started and data.get("printer_id", changed.printer_id) != changed.printer_id:
+        raise Conflict("A started print stays on its printer.", code="print_started")
+    if _open_intent(changed):
+        raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
+
+
+def _open_intent(of_print: ScheduledPrint) -> bool:
+    return bool(
+        db.session.execute(
+            sa.select(
+                sa.exists().where(StartIntent.print_id == of_print.id, StartIntent.state.in_(OPEN_INTENT_STATES))
+            )
+        ).scalar_one()
+    )
+
+
+def _connection_of(of_print: ScheduledPrint) -> PrinterConnection | None:
+    found: PrinterConnection | None = db.session.execute(
+        mine(PrinterConnection).where(PrinterConnection.printer_id == of_print.printer_id)
+    ).scalar_one_or_none()
+    return found
+
+
+@blueprint.delete("/<id:print_id>")
+@blueprint.response(200, Deleted)
+def remove_print(print_id: int) -> Response:
+    """Cancel a print or take an ended one off the lists. Takes the print's own id.
+
+    A running print on a printer with a connection is stopped first; if the printer does not confirm that, the answer
+    is 502 and nothing changes.
+    """
+    found = get_mine(ScheduledPrint, print_id)
+    if found.status is PrintStatus.started and _connection_of(found) is not None:
+        try:
+            printer_commands.run(found, CommandKind.stop)
+        except Conflict as error:
+            raise UpstreamFailed(f"Nothing was changed: {error.sentence}", code="not_confirmed") from None
+    deleted = get_mine(ScheduledPrint, print_id, for_update=True)
+    if _open_intent(deleted):
+        raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
+    delete_print(deleted, at=context.now())
+    db.session.commit()
+    return json_response({"message": "Print deleted", "id": print_id})
+
+
+@blueprint.get("/<id:print_id>/events")
+@blueprint.arguments(PageQuery, location="query")
+@blueprint.response(200, PrintEventSchema(many=True))
+def list_events(args: dict[str, Any], print_id: int) -> Response:
+    """A print's whole history, oldest first."""
+    get_mine(ScheduledPrint, print_id)
+    query = mine(PrintEvent).where(PrintEvent.print_id == print_id).order_by(PrintEvent.id)
+    return bare_list(EVENT_COLUMNS, query, args["limit"], args["offset"])
+
+
+@blueprint.post("/<id:print_id>/start")
+@once
+@blueprint.response(200, PrintSchema)
+def start_print(print_id: int) -> Response:
+    """Release a queued print: it runs when its time has come, the printer is free and every interlock holds."""
+    started = get_mine(ScheduledPrint, print_id, for_update=True)
+    if started.status is not PrintStatus.scheduled:
+        move_print(started, PrintStatus.scheduled, at=context.now(), limits=context.limits())
+    return json_response(represent(print_id))
+
+
+def _command(print_id: int, kind: CommandKind) -> Response:
+    printer_commands.run(get_mine(ScheduledPrint, print_id), kind)
+    body = represent(print_id)
+    db.session.commit()
+    return json_response(body)
+
+
+@blueprint.post("/<id:print_id>/pause")
+@blueprint.response(200, PrintSchema)
+def pause_print(print_id: int) -> Response:
+    """Pause a running print at the printer."""
+    return _command(print_id, CommandKind.pause)
+
+
+@blueprint.post("/<id:print_id>/resume")
+@blueprint.response(200, PrintSchema)
+def resume_print(print_id: int) -> Response:
+    """Go on with a paused print at the printer."""
+    return _command(print_id, CommandKind.resume)
+
+
+@blueprint.post("/<id:print_id>/stop")
+@blueprint.response(200, PrintSchema)
+def stop_print(print_id: int) -> Response:
+    """Stop a running print at the printer. It ends as failed, "stopped by a person"."""
+    return _command(print_id, CommandKind.stop)

@@ -1,0 +1,111 @@
+"""Reading a request body: strict JSON, so that what is refused is refused for a reason the client can fix."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+from flask import Request
+from marshmallow import missing
+from webargs.flaskparser import FlaskParser
+
+from errors import BadRequest, UnsupportedMediaType
+
+MAX_DEPTH = 64
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _refuse_constant(word: str) -> Any:
+    raise BadRequest(f"{word} is not a JSON number.")
+
+
+def _read_number(text: str) -> Decimal:
+    if len(text) > 64:
+        raise BadRequest("A number in the body is too long.")
+    number = Decimal(text)
+    if number and not -308 < number.adjusted() < 308:
+        raise BadRequest(f"The number {text} is out of range.")
+    return number
+
+
+def _read_whole_number(text: str) -> int:
+    if len(text) > 64:
+        raise BadRequest("A number in the body is too long.")
+    return int(text)
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadRequest("A key stands twice in one JSON object.")
+    return found
+
+
+def _depth_is_bounded(text: str) -> bool:
+    """A cheap upper bound on nesting, so that the parser never gets to recurse deeply."""
+    depth = deepest = 0
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
+        bracket = match[0]
+        if bracket in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket in "]}":
+            depth -= 1
+    return deepest <= MAX_DEPTH
+
+
+def read_json(body: bytes) -> Any:
+    """One JSON document of at most 64 levels; numbers with a fraction become Decimal.
+
+    Raises:
+        BadRequest: syntax, BOM, encoding, duplicate keys, NaN or Infinity, depth, lone surrogates.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8.") from None
+    if text.startswith("\ufeff"):
+        raise BadRequest("The body starts with a byte order mark; send plain UTF-8.")
+    if text.count("[") + text.count("{") > MAX_DEPTH and not _depth_is_bounded(text):
+        raise BadRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_read_object,
+            parse_constant=_refuse_constant,
+            parse_float=_read_number,
+            parse_int=_read_whole_number,
+        )
+    except ValueError as error:
+        where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise BadRequest(f"The body is not valid JSON{where}.") from None
+    if "\\ud" in text or "\\uD" in text:
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    if isinstance(value, str):
+        if SURROGATE.search(value):
+            raise BadRequest("A text in the body holds half a surrogate pair.")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_lone_surrogates(key)
+            _refuse_lone_surrogates(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_lone_surrogates(inner)
+
+
+class StrictParser(FlaskParser):
+    """webargs' parser with our JSON reader in it."""
+
+    def load_json(self, req: Request, schema: Any) -> Any:
+        body = req.get_data()
+        if not body and not req.content_type:
+            return {} if not schema.partial and not any(f.required for f in schema.fields.values()) else missing
+        if req.mimetype != "application/json":
+            raise UnsupportedMediaType("Send the body as application/json.")
+        return read_json(body)

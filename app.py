@@ -1,0 +1,220 @@
+"""The Flask app: wiring only. `python app.py` runs the whole farm in one process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import FrameType
+from urllib.parse import quote
+
+import requests
+import structlog
+from flask import Flask, Response, request
+from flask_cors import CORS
+from flask_smorest import Blueprint
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import IntegerConverter
+from werkzeug.serving import make_server
+
+import auth
+import database
+import errors
+from api import (
+    accounts,
+    connections,
+    docs,
+    etsy_login,
+    materials,
+    notification_settings,
+    orders,
+    print_files,
+    printers,
+    prints,
+    probes,
+    product_profiles,
+)
+from api.context import Parts
+from api.reading import StrictParser
+from farm.materials import StageLimits
+from models import MAX_ID
+from settings import Settings, SettingsError
+from vault import Vault
+
+Clock = Callable[[], datetime]
+
+ROOMS: tuple[Blueprint, ...] = (
+    accounts.blueprint,
+    etsy_login.blueprint,
+    printers.blueprint,
+    connections.blueprint,
+    orders.blueprint,
+    product_profiles.blueprint,
+    print_files.blueprint,
+    materials.blueprint,
+    notification_settings.blueprint,
+    prints.blueprint,
+    probes.blueprint,
+)
+# The only routes without a token; whatever is not in here is closed.
+PUBLIC_ENDPOINTS = frozenset(
+    {
+        "accounts.register",
+        "accounts.log_in",
+        "accounts.refresh",
+        "etsy login.begin_etsy_login",
+        "etsy login.finish_etsy_login",
+        "etsy login.finish_etsy_redirect",
+        "probes.get_health",
+        "probes.get_liveness",
+        "probes.get_readiness",
+        "probes.get_metrics",
+        "docs.get_document",
+        "docs.get_page",
+        "docs.get_asset",
+    }
+)
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-site",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class IdConverter(IntegerConverter):
+    """The id of a row: what no database could hold is no address of ours."""
+
+    def __init__(self, map: object) -> None:
+        super().__init__(map, min=1, max=MAX_ID)  # type: ignore[arg-type]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def create_app(settings: Settings | None = None, *, clock: Clock = utc_now, http: requests.Session | None = None) -> Flask:
+    """The whole API over one database. Clock and HTTP session are passed in by tests.
+
+    Raises:
+        SettingsError: the environment does not make a safe configuration.
+    """
+    settings = settings or Settings.from_environment()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    app = Flask(__name__, static_folder=None)
+    app.config.update(
+        SECRET_KEY=settings.secret_key.get_secret_value(),
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings.database_url),
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
+    )
+    app.url_map.converters["id"] = IdConverter
+    app.extensions["clock"] = clock
+    app.extensions["parts"] = Parts(
+        settings=settings,
+        vault=Vault(settings.encryption_keys.get_secret_value()),
+        http=http or requests.Session(),
+        limits=StageLimits.from_settings(settings),
+    )
+    database.init_app(app)
+    errors.init_app(app)
+    app.before_request(print_files.allow_large_upload)
+    auth.init_app(app, settings, clock, PUBLIC_ENDPOINTS)
+    CORS(app, origins=list(settings.cors_origins), expose_headers=["X-Total-Count", "Link", "Retry-After"])
+    _register_rooms(app)
+    app.after_request(_harden)
+    if settings.proxy_hops:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxy_hops, x_proto=settings.proxy_hops)  # type: ignore[method-assign]
+    if settings.auto_db_create:
+        database.bring_up_to_date(app)
+    return app
+
+
+def _register_rooms(app: Flask) -> None:
+    api = docs.make_api(app)
+    api.register_converter(IdConverter, lambda converter: {"type": "integer", "minimum": 1, "maximum": MAX_ID})
+    app.extensions["api"] = api
+    for room in ROOMS:
+        room.ARGUMENTS_PARSER = StrictParser()
+        api.register_blueprint(room)
+    app.register_blueprint(docs.blueprint)
+    public = {
+        (str(rule).replace("<id:", "{").replace(">", "}"), method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if rule.endpoint in PUBLIC_ENDPOINTS
+    }
+    app.extensions["is_public"] = lambda path, method: (path, method) in public
+
+
+def _harden(response: Response) -> Response:
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
+    if request.endpoint != "docs.get_asset":
+        response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def configure_logging() -> None:
+    """One JSON object a line, so that no text from a printer or a buyer can forge a line."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=True),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
+def serve(app: Flask, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, with the worker inside where the settings say so."""
+    from worker import Worker
+
+    stop = threading.Event()
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    # Set both: a background job of a shell starts with SIGINT ignored.
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, ask_to_stop)
+    server = make_server(settings.host, settings.port, app, threaded=True)
+    # Requests under way end before the process does.
+    server.daemon_threads = False
+    web = threading.Thread(target=server.serve_forever, name="web")
+    web.start()
+    worker = Worker(app) if settings.embedded_worker else None
+    if worker:
+        worker.start()
+    log = structlog.get_logger()
+    log.info("serving", url=f"http://{quote(settings.host)}:{server.server_port}", worker=worker is not None)
+    stop.wait()
+    log.info("stopping")
+    server.shutdown()
+    if worker:
+        worker.stop()
+    web.join(timeout=10)
+    server.server_close()
+
+
+def main() -> None:
+    configure_logging()
+    try:
+        settings = Settings.from_environment()
+        app = create_app(settings)
+    except SettingsError as error:
+        sys.exit(f"The configuration is not usable: {error}")
+    serve(app, settings)
+
+
+if __name__ == "__main__":
+    main()

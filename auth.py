@@ -1,0 +1,216 @@
+"""Accounts, tokens, the current user, and the wall between users: `mine()` and `get_mine()`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import jwt
+import sqlalchemy as sa
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from flask import Flask, current_app, g, request
+from limits import RateLimitItemPerMinute
+from limits.storage import storage_from_string
+from limits.strategies import MovingWindowRateLimiter
+
+from errors import NotFound, TooManyRequests, Unauthorized
+from models import MAX_ID, TokenFamily, User, db
+from settings import Settings
+
+Row = TypeVar("Row")
+
+ALGORITHM = "HS256"
+ISSUER = "print-farm"
+CLAIMS = ["exp", "iat", "sub", "jti", "iss", "aud", "fid"]
+
+FAMILY_OWNER = (
+    sa.select(TokenFamily.user_id, User.currency)
+    .join(User, User.id == TokenFamily.user_id)
+    .where(TokenFamily.id == sa.bindparam("family_id"), TokenFamily.revoked_at.is_(None))
+)
+
+
+class Accounts:
+    """Password checks and tokens of one app. Keys, clock and costs are passed in."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], datetime]) -> None:
+        self._key = settings.jwt_secret_key.get_secret_value()
+        self._clock = clock
+        self._access_life = timedelta(minutes=settings.access_token_minutes)
+        self._refresh_life = timedelta(days=settings.refresh_token_days)
+        self._hasher = PasswordHasher(
+            time_cost=settings.password_hash_time_cost, memory_cost=settings.password_hash_memory_kib, parallelism=1
+        )
+        self._nobody = self._hasher.hash(secrets.token_hex(16))
+        self._limiter = MovingWindowRateLimiter(storage_from_string(settings.redis_url or "memory://"))
+        self._limit = RateLimitItemPerMinute(settings.login_limit)
+
+    def hash_password(self, password: str) -> str:
+        return self._hasher.hash(password)
+
+    def check_password(self, user: User | None, password: str) -> bool:
+        """Takes equally long for an account that is not there: the answer's time tells nothing."""
+        try:
+            self._hasher.verify((user and user.password_hash) or self._nobody, password)
+        except (VerificationError, InvalidHashError):
+            return False
+        return user is not None and user.password_hash is not None
+
+    def refuse_hammering(self, *key: str) -> None:
+        """Raises TooManyRequests when this account and address have failed too often in the last minute."""
+        if not self._limiter.test(self._limit, *key):
+            reset_at = self._limiter.get_window_stats(self._limit, *key).reset_time
+            wait = int(reset_at - datetime.now(UTC).timestamp()) + 1
+            raise TooManyRequests("Too many failed logins. Wait a minute.", retry_after_seconds=wait)
+
+    def count_failure(self, *key: str) -> None:
+        self._limiter.hit(self._limit, *key)
+
+    def _encode(self, user_id: int, family_id: str, kind: str, jti: str, life: timedelta) -> str:
+        now = self._clock()
+        claims = {
+            "iss": ISSUER,
+            "aud": kind,
+            "sub": str(user_id),
+            "fid": family_id,
+            "jti": jti,
+            "iat": int(now.timestamp()),
+            "exp": int((now + life).timestamp()),
+        }
+        return jwt.encode(claims, self._key, ALGORITHM)
+
+    def decode(self, token: str, kind: str) -> dict[str, Any]:
+        """The claims of a token of that kind ("access", "refresh"). Raises Unauthorized."""
+        try:
+            # The library reads the wall clock; ours is passed in, so the times are checked below.
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                self._key,
+                algorithms=[ALGORITHM],
+                audience=kind,
+                issuer=ISSUER,
+                options={"require": CLAIMS, "verify_exp": False, "verify_iat": False, "verify_nbf": False},
+            )
+            expires_at, user_id = float(claims["exp"]), int(claims["sub"])
+        except (jwt.InvalidTokenError, ValueError, TypeError):
+            raise Unauthorized("This token is not valid. Log in again.", code="bad_token") from None
+        if expires_at <= self._clock().timestamp():
+            raise Unauthorized("This token has expired. Refresh it or log in again.", code="expired_token")
+        return claims | {"user_id": user_id}
+
+    def begin(self, user: User) -> dict[str, str]:
+        """A new family of tokens for a user who just proved who they are; flushed, not committed."""
+        now = self._clock()
+        family = TokenFamily(
+            id=secrets.token_hex(16),
+            user_id=user.id,
+            refresh_jti=secrets.token_hex(16),
+            created_at=now,
+            expires_at=now + self._refresh_life,
+        )
+        db.session.add(family)
+        db.session.flush()
+        return self._pair(user.id, family.id, family.refresh_jti)
+
+    def _pair(self, user_id: int, family_id: str, refresh_jti: str) -> dict[str, str]:
+        return {
+            "token": self._encode(user_id, family_id, "access", secrets.token_hex(16), self._access_life),
+            "refresh_token": self._encode(user_id, family_id, "refresh", refresh_jti, self._refresh_life),
+        }
+
+    def rotate(self, refresh_token: str) -> dict[str, str] | None:
+        """A new pair for the newest refresh token of a family; None, with the family revoked, for one used before.
+
+        One conditional UPDATE decides: of two requests with the same token exactly one wins.
+        """
+        claims = self.decode(refresh_token, "refresh")
+        new_jti = secrets.token_hex(16)
+        won = db.session.execute(
+            sa.update(TokenFamily)
+            .where(
+                TokenFamily.id == claims["fid"],
+                TokenFamily.refresh_jti == claims["jti"],
+                TokenFamily.revoked_at.is_(None),
+            )
+            .values(refresh_jti=new_jti, expires_at=self._clock() + self._refresh_life)
+        ).rowcount
+        if won != 1:
+            self.revoke(claims["fid"])
+            return None
+        return self._pair(claims["user_id"], claims["fid"], new_jti)
+
+    def revoke(self, family_id: str) -> None:
+        db.session.execute(
+            sa.update(TokenFamily)
+            .where(TokenFamily.id == family_id, TokenFamily.revoked_at.is_(None))
+            .values(revoked_at=self._clock())
+        )
+
+
+def accounts() -> Accounts:
+    found: Accounts = current_app.extensions["accounts"]
+    return found
+
+
+def bearer_token() -> str | None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.casefold() == "bearer" and token.strip() else None
+
+
+def require_token() -> None:
+    """Sets `g.user_id`, `g.family_id` and `g.currency` from the bearer token. Raises Unauthorized; every doubt is a no."""
+    token = bearer_token()
+    if token is None:
+        raise Unauthorized
+    claims = accounts().decode(token, "access")
+    owner = db.session.execute(FAMILY_OWNER, {"family_id": claims["fid"]}).one_or_none()
+    if owner is None or owner.user_id != claims["user_id"]:
+        raise Unauthorized("This login has ended. Log in again.", code="ended_login")
+    g.user_id, g.currency, g.family_id = owner.user_id, owner.currency, claims["fid"]
+
+
+def current_user_id() -> int:
+    user_id: int = g.user_id
+    return user_id
+
+
+def current_user() -> User:
+    return db.session.get_one(User, current_user_id())
+
+
+def mine(model: type[Row], *columns: Any) -> sa.Select[Any]:
+    """A SELECT of the current user's rows that have not been deleted; `columns` instead of the whole row if given."""
+    table: Any = model
+    query = sa.select(*columns) if columns else sa.select(model)
+    query = query.where(table.user_id == current_user_id())
+    return query.where(table.deleted_at.is_(None)) if hasattr(table, "deleted_at") else query
+
+
+def get_mine(model: type[Row], row_id: int, *, for_update: bool = False) -> Row:
+    """The one place where an id becomes an object.
+
+    Raises:
+        NotFound: no such row, a deleted one, or somebody else's: the caller cannot tell which.
+    """
+    if not 0 < row_id <= MAX_ID:
+        raise NotFound
+    table: Any = model
+    query = mine(model).where(table.id == row_id)
+    row: Row | None = db.session.execute(query.with_for_update() if for_update else query).scalar_one_or_none()
+    if row is None:
+        raise NotFound
+    return row
+
+
+def init_app(app: Flask, settings: Settings, clock: Callable[[], datetime], public_endpoints: frozenset[str]) -> None:
+    """Every route needs a token unless it is in the list: a new route is closed by default."""
+    app.extensions["accounts"] = Accounts(settings, clock)
+
+    def guard() -> None:
+        if request.endpoint is not None and request.endpoint not in public_endpoints and request.method != "OPTIONS":
+            require_token()
+
+    app.before_request(guard)

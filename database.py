@@ -1,0 +1,107 @@
+"""How connections to SQLite and PostgreSQL behave, and bringing the schema up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flask_migrate
+import sqlalchemy as sa
+from flask import Flask
+from flask_migrate import Migrate
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from columns import Scaled, UtcDateTime
+from models import db
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_MS = 15_000
+MIGRATION_LOCK_ID = 0x6661726D
+READ_ONLY = re.compile(r"\s*(SELECT|PRAGMA|EXPLAIN|WITH)\b", re.IGNORECASE)
+
+
+def render_item(kind: str, item: Any, context: Any) -> Any:
+    """How our column types are written down in a migration."""
+    if kind == "type" and isinstance(item, UtcDateTime | Scaled):
+        context.imports.add("import columns")
+        return f"columns.{item!r}"
+    return False
+
+
+migrate = Migrate(render_as_batch=True, render_item=render_item, directory=str(MIGRATIONS), compare_type=True)
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    if url.startswith("postgresql"):
+        return {
+            "pool_pre_ping": True,
+            "pool_size": 20,
+            "max_overflow": 20,
+            "connect_args": {"options": "-c timezone=utc -c statement_timeout=30000 -c lock_timeout=10000"},
+        }
+    return {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+
+
+def init_app(app: Flask) -> None:
+    db.init_app(app)
+    migrate.init_app(app, db)
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            _tame_sqlite(db.engine)
+
+
+def _tame_sqlite(engine: Engine) -> None:
+    """Reads without a BEGIN, writes in BEGIN IMMEDIATE: with a deferred BEGIN, eight writers who read before they
+    write get "database is locked" most of the time; with this they queue up."""
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}", "synchronous=NORMAL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def begin(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if cursor.connection.in_transaction:
+            return
+        compiled = getattr(context, "compiled", None)
+        locks = getattr(getattr(compiled, "statement", None), "_for_update_arg", None) is not None
+        if locks or not READ_ONLY.match(statement):
+            cursor.execute("BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(app: Flask) -> Iterator[None]:
+    """Of several processes that start at once, one migrates and the others wait for it."""
+    engine = db.engine
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_lock(:id)"), {"id": MIGRATION_LOCK_ID})
+            connection.execute(sa.text("SET statement_timeout = 0"))
+            connection.commit()
+            try:
+                yield
+            finally:
+                connection.execute(sa.text("SELECT pg_advisory_unlock(:id)"), {"id": MIGRATION_LOCK_ID})
+                connection.commit()
+    else:
+        path = engine.url.database or ""
+        if path in ("", ":memory:"):
+            yield
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{path}.migrating", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def bring_up_to_date(app: Flask) -> None:
+    """Run the migrations that this database has not seen yet."""
+    with app.app_context(), _one_at_a_time(app):
+        flask_migrate.upgrade()
+        db.session.remove()

@@ -1,0 +1,421 @@
+"""Orders from Etsy and the prints that fulfil them: connect a shop, sync, `schedule_order_prints()`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import joinedload, selectinload
+
+from errors import Conflict, Invalid, NotFound
+from etsy_client import EtsyClient, ReconnectNeeded, Tokens, Unauthorized
+from farm.order_import import BadReceipt, ImportedOrder, read_receipt
+from farm.orders import settle_production_status
+from farm.planner import PlanRefused, find_profile, plan_prints
+from models import (
+    OPEN_STATUSES,
+    Customer,
+    EtsyLogin,
+    Order,
+    OrderItem,
+    OrderStatus,
+    Printer,
+    PrintEvent,
+    PrintStatus,
+    ProductionStatus,
+    ProductProfile,
+    ScheduledPrint,
+    Shop,
+    User,
+    db,
+)
+from vault import Vault
+
+log = structlog.get_logger()
+
+LOGIN_LIFE = timedelta(minutes=15)
+# Etsy's clock and ours differ, and receipts become visible a little after their time stamp.
+SYNC_OVERLAP = timedelta(minutes=10)
+REFRESH_AHEAD = timedelta(minutes=5)
+UPSERT_BATCH = 50
+UNKNOWN_BUYER = "Etsy buyer"
+UNSHIPPABLE = (OrderStatus.canceled, OrderStatus.refunded)
+
+Answer = TypeVar("Answer")
+
+
+def hash_state(state: str) -> str:
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def begin_login(client: EtsyClient, vault: Vault, *, user_id: int | None, now: datetime) -> tuple[str, str]:
+    """(state, url to open in a browser). The PKCE verifier stays here, sealed, until the login comes back."""
+    login = client.new_login()
+    state_hash = hash_state(login.state)
+    db.session.execute(sa.delete(EtsyLogin).where(EtsyLogin.expires_at < now))
+    db.session.add(
+        EtsyLogin(
+            state_hash=state_hash,
+            user_id=user_id,
+            verifier_sealed=vault.seal(login.verifier, f"etsy_logins.verifier:{state_hash}"),
+            expires_at=now + LOGIN_LIFE,
+        )
+    )
+    return login.state, login.url
+
+
+def take_login(state: str, vault: Vault, *, now: datetime) -> tuple[str, int | None] | None:
+    """(verifier, user who began it) of a login under way, which is used up by this; None if there is none."""
+    state_hash = hash_state(state)
+    login = db.session.execute(
+        sa.select(EtsyLogin).where(EtsyLogin.state_hash == state_hash, EtsyLogin.expires_at >= now).with_for_update()
+    ).scalar_one_or_none()
+    if login is None:
+        return None
+    verifier = vault.open(login.verifier_sealed, f"etsy_logins.verifier:{state_hash}")
+    db.session.delete(login)
+    return verifier, login.user_id
+
+
+@dataclass(frozen=True, slots=True)
+class ShopFound:
+    etsy_user_id: str
+    etsy_shop_id: str
+    name: str
+    currency: str
+    tokens: Tokens
+
+
+def look_up_shop(client: EtsyClient, code: str, verifier: str) -> ShopFound:
+    """Exchange a login's code and ask whose shop it is. Network only; raises EtsyError, or Invalid without a shop."""
+    tokens = client.exchange_code(code, verifier)
+    me = client.get_me(tokens.access_token)
+    if me.etsy_shop_id is None:
+        raise Invalid({"code": ["This Etsy account has no shop."]}, "This Etsy account has no shop.", code="no_shop")
+    shop = client.get_shop(tokens.access_token, me.etsy_shop_id)
+    return ShopFound(str(me.etsy_user_id), str(shop.etsy_shop_id), shop.name, shop.currency or "USD", tokens)
+
+
+def connect_shop(found: ShopFound, vault: Vault, *, user_id: int | None, now: datetime) -> User:
+    """Keep a shop's tokens with its account; without a user, log in its owner or open an account. Flushes.
+
+    Raises:
+        Conflict: the shop is connected to another account.
+    """
+    shop = db.session.execute(sa.select(Shop).where(Shop.etsy_shop_id == found.etsy_shop_id)).scalar_one_or_none()
+    if shop is not None and user_id is not None and shop.user_id != user_id:
+        raise Conflict("This Etsy shop is connected to another account.", code="shop_taken")
+    owner_id = user_id if user_id is not None else shop.user_id if shop else None
+    if owner_id is not None:
+        user = db.session.get_one(User, owner_id)
+    else:
+        user = User(username=found.name, currency=found.currency, created_at=now)
+        db.session.add(user)
+        db.session.flush()
+    if shop is None:
+        shop = Shop(user_id=user.id, etsy_shop_id=found.etsy_shop_id, created_at=now)
+        db.session.add(shop)
+    shop.etsy_user_id, shop.name, shop.currency = found.etsy_user_id, found.name, found.currency
+    _keep_tokens(shop, found.tokens, vault)
+    db.session.flush()
+    return user
+
+
+def _keep_tokens(shop: Shop, tokens: Tokens, vault: Vault) -> None:
+    shop.access_token_sealed = vault.seal(tokens.access_token, shop.secret_owner("access_token"))
+    shop.refresh_token_sealed = vault.seal(tokens.refresh_token, shop.secret_owner("refresh_token"))
+    shop.token_expires_at = tokens.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What one sync of one shop did; `unreadable` receipts were skipped, with a log line each."""
+
+    created: int
+    updated: int
+    unreadable: int
+
+
+def sync_shop(shop: Shop, client: EtsyClient, vault: Vault, *, clock: Callable[[], datetime]) -> SyncResult:
+    """Bring in what changed at Etsy since the last sync. Commits by itself: never a transaction open over the network.
+
+    The cursor moves in the last commit only, so a sync that breaks off is done again from where the last one ended,
+    and receipts seen twice change nothing. Raises EtsyError.
+    """
+    shop_id, user_id, etsy_shop_id = shop.id, shop.user_id, int(shop.etsy_shop_id)
+    since = shop.synced_until - SYNC_OVERLAP if shop.synced_until else None
+    until = clock()
+
+    def receipts(access_token: str) -> list[dict[str, Any]]:
+        found = client.iterate_receipts(access_token, etsy_shop_id, min_last_modified=since, max_last_modified=until)
+        # Etsy leaves cancelled receipts out unless they are asked for.
+        canceled = client.iterate_receipts(
+            access_token, etsy_shop_id, min_last_modified=since, max_last_modified=until, was_canceled=True
+        )
+        return [*found, *canceled]
+
+    raw = _with_token(shop, client, vault, clock, receipts)
+    orders, unreadable = [], 0
+    for receipt in raw:
+        try:
+            orders.append(read_receipt(receipt))
+        except BadReceipt as error:
+            unreadable += 1
+            log.warning("receipt_unreadable", shop_id=shop_id, reason=error.reason)
+    created = updated = 0
+    for start in range(0, len(orders), UPSERT_BATCH):
+        for order in orders[start : start + UPSERT_BATCH]:
+            if upsert_order(user_id, shop_id, order, now=until):
+                created += 1
+            else:
+                updated += 1
+        db.session.commit()
+    db.session.execute(sa.update(Shop).where(Shop.id == shop_id).values(synced_until=until))
+    db.session.commit()
+    return SyncResult(created, updated, unreadable)
+
+
+def _with_token(
+    shop: Shop, client: EtsyClient, vault: Vault, clock: Callable[[], datetime], call: Callable[[str], Answer]
+) -> Answer:
+    """One call with a fresh access token; refreshed ahead of its end, and once more if Etsy says it has ended."""
+    if shop.token_expires_at - REFRESH_AHEAD <= clock():
+        _refresh(shop, client, vault)
+    token = vault.open(shop.access_token_sealed, shop.secret_owner("access_token"))
+    db.session.commit()
+    try:
+        return call(token)
+    except Unauthorized:
+        _refresh(shop, client, vault)
+        token = vault.open(shop.access_token_sealed, shop.secret_owner("access_token"))
+        db.session.commit()
+        try:
+            return call(token)
+        except Unauthorized:
+            raise ReconnectNeeded("Etsy refuses even a fresh token") from None
+
+
+def _refresh(shop: Shop, client: EtsyClient, vault: Vault) -> None:
+    """New tokens, saved at once. Etsy takes a refresh token only once, so two refreshes must not overlap: the row is
+    locked over this one call, the single place where a transaction waits for the network."""
+    spent = shop.refresh_token_sealed
+    locked = db.session.execute(
+        sa.select(Shop).where(Shop.id == shop.id).with_for_update().execution_options(populate_existing=True)
+    ).scalar_one()
+    if locked.refresh_token_sealed == spent:
+        tokens = client.refresh(vault.open(spent, locked.secret_owner("refresh_token")))
+        _keep_tokens(locked, tokens, vault)
+    db.session.commit()
+
+
+def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: datetime) -> bool:
+    """Write one imported order with its lines and customer; True if it is new. Flushes."""
+    order = db.session.execute(
+        sa.select(Order)
+        .where(Order.user_id == user_id, Order.shop_id == shop_id, Order.etsy_order_id == imported.etsy_order_id)
+        .options(selectinload(Order.items))
+    ).scalar_one_or_none()
+    is_new = order is None
+    if order is None:
+        order = Order(
+            user_id=user_id,
+            shop_id=shop_id,
+            etsy_order_id=imported.etsy_order_id,
+            ordered_at=imported.ordered_at or now,
+            created_at=now,
+        )
+        db.session.add(order)
+    currency = imported.currency or db.session.get_one(Shop, shop_id).currency
+    order.customer_id = _upsert_customer(user_id, imported, now)
+    order.buyer_name = imported.buyer_name or UNKNOWN_BUYER
+    order.status = OrderStatus(imported.status)
+    order.etsy_status = imported.etsy_status[:64] if imported.etsy_status else None
+    order.partially_refunded = imported.partially_refunded
+    order.total_amount, order.currency = imported.total_amount, currency
+    # Etsy overwrites the ship-by of a shipped line: the one stored while it was open stays.
+    order.ship_by = imported.ship_by or order.ship_by
+    order.shipped_at = imported.shipped_at or order.shipped_at
+    order.tracking_number = imported.tracking_number or order.tracking_number
+    order.is_gift, order.gift_message = imported.is_gift, imported.gift_message
+    order.message_from_buyer = imported.message_from_buyer
+    order.updated_at = now
+    if order.shipped_at is not None or order.status is OrderStatus.completed:
+        order.production_status = ProductionStatus.shipped
+    db.session.flush()
+    by_transaction = {item.etsy_transaction_id: item for item in order.items}
+    for line in imported.lines:
+        item = by_transaction.get(line.etsy_transaction_id)
+        if item is None:
+            item = OrderItem(user_id=user_id, etsy_transaction_id=line.etsy_transaction_id)
+            order.items.append(item)
+        item.etsy_listing_id, item.sku, item.title = line.etsy_listing_id, line.sku, line.title
+        item.quantity, item.price, item.currency = line.quantity, line.price, line.currency or currency
+        item.options, item.personalization, item.is_digital = line.options, line.personalization, line.is_digital
+    link_profiles(user_id, order.items)
+    db.session.flush()
+    return is_new
+
+
+def _upsert_customer(user_id: int, imported: ImportedOrder, now: datetime) -> int | None:
+    if imported.buyer_user_id is None:
+        return None
+    customer = db.session.execute(
+        sa.select(Customer).where(Customer.user_id == user_id, Customer.etsy_buyer_id == imported.buyer_user_id)
+    ).scalar_one_or_none()
+    if customer is None:
+        customer = Customer(user_id=user_id, etsy_buyer_id=imported.buyer_user_id, created_at=now)
+        db.session.add(customer)
+    customer.name = imported.buyer_name or customer.name or UNKNOWN_BUYER
+    customer.email = imported.buyer_email or customer.email
+    customer.updated_at = now
+    db.session.flush()
+    return customer.id
+
+
+def link_profiles(user_id: int, lines: Iterable[OrderItem]) -> dict[OrderItem, ProductProfile | None]:
+    """Find and note the product profile of each line that has none yet; one query, however many lines."""
+    lines = list(lines)
+    linked = [line.profile_id for line in lines if line.profile_id]
+    missing = [line for line in lines if line.profile_id is None]
+    profiles = (
+        db.session.execute(
+            sa.select(ProductProfile)
+            .where(
+                ProductProfile.user_id == user_id,
+                sa.or_(
+                    ProductProfile.id.in_(linked),
+                    ProductProfile.sku.in_([line.sku for line in missing if line.sku]),
+                    ProductProfile.etsy_listing_id.in_([line.etsy_listing_id for line in missing if line.etsy_listing_id]),
+                    ProductProfile.product_name.in_([line.title for line in missing]),
+                ),
+            )
+            .options(joinedload(ProductProfile.print_file))
+        )
+        .scalars()
+        .all()
+    )
+    by_id = {profile.id: profile for profile in profiles}
+    found: dict[OrderItem, ProductProfile | None] = {}
+    for line in lines:
+        profile = by_id.get(line.profile_id) if line.profile_id else find_profile(line, profiles)
+        found[line] = profile
+        if profile is not None and line.profile_id is None:
+            line.profile_id = profile.id
+    return found
+
+
+def printable_lines(order: Order) -> tuple[list[OrderItem], list[OrderItem]]:
+    """(lines to print, digital lines that are skipped)."""
+    return [line for line in order.items if not line.is_digital], [line for line in order.items if line.is_digital]
+
+
+def schedule_order_prints(
+    user_id: int,
+    order_id: int,
+    printer_id: int,
+    material_type: str | None = None,
+    start_offset_minutes: int = 0,
+    *,
+    now: datetime | None = None,
+    buffer_minutes: int = 15,
+) -> list[ScheduledPrint]:
+    """The chained prints of an order on one printer, all or none. Adds and flushes; the caller commits.
+
+    `now` is the present time unless given.
+
+    Raises:
+        NotFound: the order or the printer is not this user's.
+        Conflict: the order is unpaid, cancelled, refunded or shipped, its prints are still open, or every line is
+            digital.
+        Invalid: a quantity that cannot be planned.
+    """
+    now = now or datetime.now(UTC)
+    order = db.session.execute(
+        sa.select(Order)
+        .where(Order.user_id == user_id, Order.id == order_id)
+        .options(selectinload(Order.items))
+        .with_for_update(of=Order)
+    ).scalar_one_or_none()
+    printer_exists = db.session.execute(
+        sa.select(Printer.id).where(Printer.user_id == user_id, Printer.id == printer_id, Printer.deleted_at.is_(None))
+    ).scalar_one_or_none()
+    if order is None or printer_exists is None:
+        raise NotFound
+    _refuse_unprintable(order)
+    has_open = db.session.execute(
+        sa.select(
+            sa.exists().where(
+                ScheduledPrint.user_id == user_id,
+                ScheduledPrint.order_id == order_id,
+                ScheduledPrint.status.in_(OPEN_STATUSES),
+                ScheduledPrint.deleted_at.is_(None),
+            )
+        )
+    ).scalar_one()
+    if has_open:
+        raise Conflict("This order already has prints that are not finished.", code="already_scheduled")
+    lines, digital = printable_lines(order)
+    if not lines:
+        raise Conflict(
+            "Every line of this order is digital." if digital else "This order has no lines.", code="nothing_to_print"
+        )
+    profiles = link_profiles(user_id, lines)
+    try:
+        planned = plan_prints(
+            order.label,
+            [(line, profiles[line]) for line in lines],
+            now=now,
+            start_offset_minutes=start_offset_minutes,
+            buffer_minutes=buffer_minutes,
+            material_type=material_type,
+        )
+    except PlanRefused as error:
+        raise Invalid({error.field: [str(error)]}, str(error)) from None
+    prints = [
+        ScheduledPrint(
+            user_id=user_id,
+            printer_id=printer_id,
+            order_id=order_id,
+            created_at=now,
+            updated_at=now,
+            **{name: getattr(each, name) for name in each.__slots__},
+        )
+        for each in planned
+    ]
+    add_prints(prints, at=now)
+    settle_production_status(user_id, order_id, at=now)
+    return prints
+
+
+def _refuse_unprintable(order: Order) -> None:
+    reason = None
+    if order.production_status is ProductionStatus.shipped or order.status is OrderStatus.completed:
+        reason = "shipped"
+    elif order.status is not OrderStatus.paid:
+        reason = "not paid" if order.status is OrderStatus.open else order.status.value
+    if reason:
+        raise Conflict(f"This order is {reason}: nothing to print.", code="order_not_printable")
+
+
+def add_prints(prints: Sequence[ScheduledPrint], *, at: datetime) -> None:
+    """Add new prints with the first event of each one's history. Flushes."""
+    db.session.add_all(prints)
+    db.session.flush()
+    db.session.add_all(
+        PrintEvent(
+            user_id=each.user_id,
+            printer_id=each.printer_id,
+            print_id=each.id,
+            kind="print.created",
+            to_status=each.status or PrintStatus.queued,
+            details={},
+            at=at,
+        )
+        for each in prints
+    )
+    db.session.flush()

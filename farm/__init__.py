@@ -1,0 +1,1 @@
+"""What happens inside: rows in, rows out; no request, no socket."""

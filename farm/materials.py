@@ -1,0 +1,231 @@
+"""Spools: their stages, and the ledger that books every gram.
+
+Functions here change rows of the open session and flush; the caller commits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_HALF_UP, Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+import notifications
+from models import BambuMaterial, LedgerEntry, LedgerKind, PrintEvent, ScheduledPrint, StartIntent, db, place_of
+
+if TYPE_CHECKING:
+    from settings import Settings
+
+NOTHING = Decimal(0)
+GRAMS_PER_KG = Decimal(1000)
+
+
+class Stage(StrEnum):
+    """How far a spool is used up, from best to worst."""
+
+    new = "new"
+    in_use = "in_use"
+    low = "low"
+    critical = "critical"
+    replace = "replace"
+    depleted = "depleted"
+
+
+BEST_TO_WORST = tuple(Stage)
+ANNOUNCED_STAGES = (Stage.low, Stage.critical, Stage.replace, Stage.depleted)
+
+
+@dataclass(frozen=True, slots=True)
+class StageLimits:
+    """Where the stages begin. Edges belong to the worse stage."""
+
+    low_percent: Decimal = Decimal(70)
+    critical_percent: Decimal = Decimal(20)
+    critical_grams: Decimal = Decimal(30)
+    replace_percent: Decimal = Decimal(2)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> StageLimits:
+        return cls(settings.low_percent, settings.critical_percent, settings.critical_grams, settings.replace_percent)
+
+
+def percent_of(weight_grams: Decimal, remaining_grams: Decimal) -> Decimal:
+    """What remains, in percent with two decimals; a spool that was touched never reads 100, nor one with rest 0."""
+    percent = (remaining_grams * 100 / weight_grams).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    if remaining_grams < weight_grams:
+        percent = min(percent, Decimal("99.99"))
+    return max(percent, Decimal("0.01")) if remaining_grams else NOTHING
+
+
+def stage_of(weight_grams: Decimal, remaining_grams: Decimal, limits: StageLimits) -> Stage:
+    """The worst stage that applies."""
+    percent = remaining_grams * 100 / weight_grams
+    if remaining_grams <= 0:
+        return Stage.depleted
+    if percent <= limits.replace_percent:
+        return Stage.replace
+    if percent <= limits.critical_percent or remaining_grams < limits.critical_grams:
+        return Stage.critical
+    if percent <= limits.low_percent:
+        return Stage.low
+    return Stage.in_use if remaining_grams < weight_grams else Stage.new
+
+
+def cost_of(grams: Decimal, cost_per_kg: Decimal | None) -> Decimal | None:
+    """Exact cost of some grams, unrounded; None when the price is not known."""
+    return None if cost_per_kg is None else grams * cost_per_kg / GRAMS_PER_KG
+
+
+def load_spool(material: BambuMaterial, *, at: datetime, limits: StageLimits) -> None:
+    """Put a new spool on its printer. Its present stage counts as announced: the person has just looked at it."""
+    material.loaded_at = material.created_at = material.updated_at = at
+    material.announced_stage = stage_of(material.weight_grams, material.remaining_grams, limits)
+    db.session.add(material)
+    db.session.flush()
+    _book(material, LedgerKind.loaded, material.remaining_grams, at=at)
+    _announce(material, "material.changed", at, reason="loaded")
+
+
+def remove_spool(material: BambuMaterial, *, at: datetime) -> None:
+    """Take a spool out of its slot. The record and its ledger stay."""
+    material.removed_at = material.updated_at = at
+    # The new spool's INSERT must find the slot free: flush before it is added.
+    db.session.flush()
+    _announce(material, "material.changed", at, reason="removed")
+
+
+def correct_spool(
+    material: BambuMaterial,
+    *,
+    weight_grams: Decimal | None,
+    remaining_pct: Decimal | None,
+    at: datetime,
+    limits: StageLimits,
+) -> None:
+    """A person's correction. A new weight alone keeps the percent, since a PUT changes only the keys it sends."""
+    before = material.remaining_grams
+    weight = weight_grams or material.weight_grams
+    share = remaining_pct / 100 if remaining_pct is not None else before / material.weight_grams
+    after = (weight * share).quantize(Decimal("0.001"), ROUND_HALF_UP)
+    material.weight_grams, material.remaining_grams, material.updated_at = weight, after, at
+    if after != before:
+        _book(material, LedgerKind.corrected, after - before, at=at)
+    _settle_stage(material, at=at, limits=limits)
+
+
+def use_filament(
+    material: BambuMaterial, grams: Decimal, *, of_print: ScheduledPrint, at: datetime, limits: StageLimits
+) -> Decimal | None:
+    """Book a print's grams on a spool and return their cost. More than there was ends at 0, and the ledger says so."""
+    locked = db.session.execute(
+        sa.select(BambuMaterial)
+        .where(BambuMaterial.id == material.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).scalar_one()
+    taken = min(grams, locked.remaining_grams)
+    cost = cost_of(grams, locked.cost_per_kg)
+    locked.remaining_grams -= taken
+    locked.updated_at = at
+    _book(locked, LedgerKind.used, -taken, wanted=grams if grams > taken else None, cost=cost, of_print=of_print, at=at)
+    _settle_stage(locked, at=at, limits=limits)
+    return cost
+
+
+def spool_for(of_print: ScheduledPrint) -> BambuMaterial | None:
+    """The spool a print uses: where it was started from, else its slot, else the only live one of its type."""
+    live = (
+        db.session.execute(
+            sa.select(BambuMaterial).where(
+                BambuMaterial.user_id == of_print.user_id,
+                BambuMaterial.printer_id == of_print.printer_id,
+                BambuMaterial.removed_at.is_(None),
+            )
+        )
+        .scalars()
+        .all()
+    )
+    by_place = {(material.ams_id, material.tray_id): material for material in live}
+    places = _places_started_from(of_print)
+    if of_print.material_slot is not None:
+        places.append(place_of(of_print.material_slot))
+    for place in places:
+        if place in by_place:
+            return by_place[place]
+    wanted = (of_print.material_type or "").casefold()
+    of_type = [material for material in live if material.material_type.casefold() == wanted]
+    return of_type[0] if len(of_type) == 1 else None
+
+
+def _places_started_from(of_print: ScheduledPrint) -> list[tuple[int, int]]:
+    mapping = db.session.execute(
+        sa.select(StartIntent.mapping)
+        .where(StartIntent.print_id == of_print.id, StartIntent.confirmed_at.is_not(None))
+        .order_by(StartIntent.id.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    used = [place for place in mapping or [] if place is not None]
+    # With several filaments the plate's grams belong to several spools; which took how much is read from the file.
+    return [(used[0][0], used[0][1])] if len(used) == 1 else []
+
+
+def _book(
+    material: BambuMaterial,
+    kind: LedgerKind,
+    delta: Decimal,
+    *,
+    at: datetime,
+    wanted: Decimal | None = None,
+    cost: Decimal | None = None,
+    of_print: ScheduledPrint | None = None,
+) -> None:
+    db.session.add(
+        LedgerEntry(
+            user_id=material.user_id,
+            material_id=material.id,
+            print_id=of_print.id if of_print else None,
+            kind=kind,
+            delta_grams=delta,
+            wanted_grams=wanted,
+            cost=cost,
+            at=at,
+        )
+    )
+
+
+def _settle_stage(material: BambuMaterial, *, at: datetime, limits: StageLimits) -> None:
+    """Announce a worse stage once, re-arm on a better one, and take an empty spool out of its slot."""
+    stage = stage_of(material.weight_grams, material.remaining_grams, limits)
+    announced = Stage(material.announced_stage)
+    material.announced_stage = stage
+    if stage in ANNOUNCED_STAGES and BEST_TO_WORST.index(stage) > BEST_TO_WORST.index(announced):
+        _announce(material, f"material.{stage}", at)
+    if stage is Stage.depleted:
+        material.removed_at = at
+    db.session.flush()
+
+
+def _announce(material: BambuMaterial, kind: str, at: datetime, reason: str | None = None) -> None:
+    event = PrintEvent(
+        user_id=material.user_id,
+        printer_id=material.printer_id,
+        material_id=material.id,
+        kind=kind,
+        reason=reason,
+        details={
+            "slot": material.slot,
+            "ams_id": material.ams_id,
+            "tray_id": material.tray_id,
+            "material_type": material.material_type,
+            "color": material.color,
+            "weight_grams": float(material.weight_grams),
+            "remaining_grams": float(material.remaining_grams),
+            "remaining_pct": float(percent_of(material.weight_grams, material.remaining_grams)),
+        },
+        at=at,
+    )
+    db.session.add(event)
+    notifications.fan_out(event)
