@@ -10,12 +10,19 @@ import os
 import re
 import secrets
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from xml.etree.ElementTree import ParseError
+
+import defusedxml.ElementTree
+from defusedxml.common import DefusedXmlException
 
 PLATE_MEMBER = re.compile(r"Metadata/plate_([1-9][0-9]{0,2})\.gcode", re.ASCII)
 MODEL_MEMBER = "3D/3dmodel.model"
+SLICE_INFO = "Metadata/slice_info.config"
+MAX_SLICE_INFO_BYTES = 4 * 1024 * 1024
 MAX_MEMBERS = 10_000
 CHUNK_BYTES = 1024 * 1024
 
@@ -93,3 +100,36 @@ def read_plates(path: Path) -> list[int]:
             raise NotPrintable("This project was never sliced. Slice it and export the sliced file (.gcode.3mf).")
         raise NotPrintable("This zip holds no sliced plate (Metadata/plate_N.gcode).")
     return plates
+
+
+@dataclass(frozen=True, slots=True)
+class PlateFacts:
+    """What a start must know of a plate. `filament_ids`: the slicer's numbers of the filaments it uses, from 1."""
+
+    filament_ids: tuple[int, ...]
+    model_id: str | None
+
+
+def read_plate(path: Path, plate: int) -> PlateFacts:
+    """What the slicer wrote about one plate of a stored file.
+
+    Raises:
+        NotPrintable: the file or the plate is gone, or its description cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(SLICE_INFO).file_size > MAX_SLICE_INFO_BYTES:
+                raise NotPrintable("The description of the plates is absurdly large.")
+            with archive.open(SLICE_INFO) as member:
+                root = defusedxml.ElementTree.fromstring(member.read(MAX_SLICE_INFO_BYTES))
+    except KeyError:
+        raise NotPrintable("The file does not say what its plates use (slice_info.config is missing).") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, ParseError, DefusedXmlException, RuntimeError, EOFError):
+        raise NotPrintable("The file is not readable any more.") from None
+    for found in root.iter("plate"):
+        metadata = {each.get("key"): each.get("value") for each in found.iter("metadata")}
+        if metadata.get("index") == str(plate):
+            ids = (each.get("id", "") for each in found.iter("filament"))
+            numbers = sorted({int(each) for each in ids if each.isascii() and each.isdigit() and 1 <= int(each) <= 64})
+            return PlateFacts(tuple(numbers), metadata.get("printer_model_id"))
+    raise NotPrintable(f"The file does not describe plate {plate}.")

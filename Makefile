@@ -1,0 +1,70 @@
+# Needs make and Python 3.11 or newer. Everything else goes into .venv, which the first target that needs it builds.
+.DEFAULT_GOAL := help
+.PHONY: help venv serve demo test lint format bench prove lock clean
+
+VENV ?= .venv
+PYTHON ?=
+WORKERS ?= 2
+PYTHONS := python3.13 python3.12 python3.11 python3
+PY := $(VENV)/bin/python
+# The last thing written, so that an installation that broke off is not taken for a whole one.
+STAMP := $(VENV)/.installed
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+venv: $(STAMP) ## Build .venv from the locks (PYTHON=... picks the interpreter)
+
+# A name on the PATH proves nothing: version managers leave names behind that do not run, and Debian's python3 has no ensurepip.
+$(STAMP): requirements.txt requirements-dev.txt
+	@for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)) ""; do \
+		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No usable Python among: $(if $(PYTHON),$(PYTHON),$(PYTHONS)). It takes 3.11 or newer with venv and ensurepip" \
+			"(Debian and Ubuntu: apt install python3-venv). To name another: make venv PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi; \
+	echo "Building $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements-dev.txt
+	@# All at once and on every core; a few packages carry templates that are no valid Python, hence "or true".
+	@$(PY) -m compileall -qq -j 0 $(VENV)/lib || true
+	@touch $@
+
+serve: $(STAMP) ## Run the whole farm in one process for development, on http://127.0.0.1:5000
+	FLASK_ENV=development $(PY) app.py
+
+demo: $(STAMP) ## From an Etsy order to a finished print, simulated (ONCE=1 ends after one round)
+	$(PY) demo.py $(if $(filter-out 0,$(ONCE)),--once)
+
+test: $(STAMP) ## All tests on SQLite, then those of the database on PostgreSQL (TEST_DATABASE_URL=... or its own)
+	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --postgresql -m "database and not prove"
+
+lint: $(STAMP) ## Check style, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP) ## Put style and format right where a program can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(STAMP) ## Measure, and print the numbers
+	$(PY) -m bench
+
+prove: $(STAMP) ## The long forms of the promises: thousands of cases, kills and restarts
+	$(PY) -m pytest -m prove -o faulthandler_timeout=3600
+	$(PY) -m pytest --postgresql -m "prove and database" -o faulthandler_timeout=3600
+
+lock: $(STAMP) ## Pin requirements*.in with hashes (UPGRADE=1 takes the newest)
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) requirements.in requirements-dev.in -o requirements-dev.txt
+
+clean: ## Remove .venv and all caches; data and secrets in instance/ stay
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

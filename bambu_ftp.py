@@ -1,0 +1,161 @@
+"""The dialect of FTP that Bambu Lab printers speak: implicit TLS, one session for both channels, no goodbyes.
+
+From field notes on their servers: the data channel must resume the TLS session of the control channel; it begins only
+after reply 150; a TLS goodbye on it is never answered: none is sent, but the closing reply is waited for; the address
+in a PASV reply is to be ignored. Some A1 firmware hangs on encrypted data.
+"""
+
+from __future__ import annotations
+
+import ftplib
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+from bambu_tls import PrinterTlsContext
+
+_CHUNK = 64 * 1024
+_LISTING_LIMIT_BYTES = 2 * 1024 * 1024
+_REFUSAL_SECONDS = 5.0
+
+
+class DataHangs(Exception):
+    """The encrypted data channel gave no sign of life, and nothing had been sent over it."""
+
+
+class SourceFailed(Exception):
+    """The local side of a transfer raised; that exception is the cause."""
+
+
+class ImplicitFtp(ftplib.FTP_TLS):
+    """Raises OSError (IdentityRefused among them), ftplib.Error and EOFError from every method."""
+
+    def __init__(self, tls: PrinterTlsContext, *, timeout_seconds: float, clear_data: bool) -> None:
+        # Replies are decoded in a way that cannot fail; names are ASCII.
+        super().__init__(context=tls, timeout=timeout_seconds, encoding="latin-1")
+        self._timeout_seconds = timeout_seconds
+        self._clear_data = clear_data
+
+    def log_in(self, host: str, port: int, user: str, access_code: str) -> None:
+        """Connects, checks the certificate and opens the door."""
+        plain = socket.create_connection((host, port), self._timeout_seconds)
+        self.host, self.port, self.af = host, port, plain.family
+        try:
+            self.sock = self.context.wrap_socket(plain)
+        except OSError:
+            plain.close()
+            raise
+        self.file = self.sock.makefile("r", encoding=self.encoding)
+        self.welcome = self.getresp()
+        self.login(user, access_code, secure=False)  # it is: the connection began with TLS
+        if self._clear_data:
+            self.voidcmd("PBSZ 0")
+            self.prot_c()
+        else:
+            self.prot_p()
+        self.voidcmd("TYPE I")
+
+    def _open_data(self, command: str) -> socket.socket:
+        plain, _ = ftplib.FTP.ntransfercmd(self, command)
+        if self._clear_data:
+            return plain
+        control = self.sock
+        assert isinstance(control, ssl.SSLSocket)
+        try:
+            return self.context.wrap_socket(plain, session=control.session)
+        except TimeoutError:
+            plain.close()
+            raise DataHangs from None
+        except OSError:
+            plain.close()
+            raise
+
+    def send_file(
+        self,
+        name: str,
+        source: BinaryIO,
+        size_bytes: int,
+        *,
+        deadline: float,
+        reply_seconds: float,
+        on_progress: Callable[[int], None] | None,
+    ) -> None:
+        """Sends so many bytes of `source`; `deadline` is a time of time.monotonic. The caller compares sizes after.
+
+        Raises SourceFailed, DataHangs, TimeoutError, and ftplib.Error for a refusal. A reply that says the transfer
+        failed (426) raises nothing: it has been seen for files that were complete.
+        """
+        data = self._open_data(f"STOR {name}")
+        sent = 0
+        broke = False
+        try:
+            while sent < size_bytes and not broke:
+                chunk = _read(source, min(_CHUNK, size_bytes - sent))
+                try:
+                    data.sendall(chunk)
+                except TimeoutError:
+                    if sent == 0 and not self._clear_data:
+                        raise DataHangs from None
+                    raise
+                except OSError:
+                    broke = True  # what the printer has against it stands on the control channel
+                    continue
+                sent += len(chunk)
+                if on_progress is not None:
+                    _tell(on_progress, sent)
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+        finally:
+            data.close()
+        self._closing_reply(_REFUSAL_SECONDS if broke else reply_seconds)
+
+    def _closing_reply(self, seconds: float) -> None:
+        assert self.sock is not None
+        self.sock.settimeout(seconds)
+        try:
+            self.voidresp()
+        except ftplib.error_temp as reply:
+            if not str(reply).startswith("426"):
+                raise
+        finally:
+            self.sock.settimeout(self._timeout_seconds)
+
+    def size_of(self, name: str) -> int | None:
+        """A file's size in bytes, None if there is none."""
+        try:
+            return self.size(name)
+        except ftplib.error_perm as refusal:
+            if str(refusal).startswith("550"):
+                return None
+            raise
+
+    def listing(self, directory: str) -> list[str]:
+        """The lines of LIST, at most 2 MB of them."""
+        data = self._open_data(f"LIST {directory}" if directory else "LIST")
+        heard = bytearray()
+        try:
+            while len(heard) < _LISTING_LIMIT_BYTES and (part := data.recv(_CHUNK)):
+                heard += part
+        finally:
+            data.close()
+        self._closing_reply(self._timeout_seconds)
+        return heard.decode("utf-8", "replace").splitlines()
+
+
+def _read(source: BinaryIO, limit: int) -> bytes:
+    try:
+        chunk = source.read(limit)
+    except Exception as problem:
+        raise SourceFailed from problem
+    if not chunk:
+        raise SourceFailed from EOFError("the file is shorter than its size was said to be")
+    return chunk
+
+
+def _tell(on_progress: Callable[[int], None], sent: int) -> None:
+    try:
+        on_progress(sent)
+    except Exception as problem:
+        raise SourceFailed from problem

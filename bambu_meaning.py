@@ -1,0 +1,206 @@
+"""What the values of a Bambu Lab report mean together: each function works out some attributes of PrinterState.
+
+`Facts` holds both what was heard, under the wire's names, and what it means, under PrinterState's. A function here
+reads the one and writes the other; bambu_report runs it when something it reads has changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bambu_errors import CANCELLED, error_code, print_fault
+from bambu_models import PrinterModel
+from bambu_spools import EXTERNAL, EXTERNAL_LEFT, units_and_spools
+from bambu_state import ACTIVE, Nozzle, PrinterActivity, Storage
+
+Facts = dict[str, Any]
+
+_STAGES = {
+    0: "printing", 1: "levelling the bed", 2: "preheating the bed", 3: "measuring vibration", 4: "changing filament",
+    5: "paused by the file", 6: "paused: filament ran out", 7: "heating the nozzle", 8: "calibrating extrusion",
+    9: "scanning the bed", 10: "inspecting the first layer", 11: "identifying the plate", 12: "calibrating the lidar",
+    13: "homing", 14: "cleaning the nozzle", 15: "checking temperatures", 16: "paused by a person",
+    17: "paused: front cover off", 18: "calibrating the lidar", 19: "calibrating flow",
+    20: "paused: nozzle temperature fault", 21: "paused: bed temperature fault", 22: "unloading filament",
+    23: "paused: lost steps", 24: "loading filament", 25: "quietening the motors", 26: "paused: AMS lost",
+    27: "paused: a fan is slow", 28: "paused: chamber temperature fault", 29: "cooling the chamber",
+    30: "paused by the file", 32: "paused: nozzle covered", 33: "paused: cutter fault", 34: "paused: first layer fault",
+    35: "paused: nozzle clogged", 39: "calibrating the nozzle offset", 40: "levelling the hot bed",
+    47: "levelling the bed", 48: "levelling the bed", 49: "heating the chamber", 50: "cooling the bed",
+    51: "printing calibration lines", 52: "checking the material", 54: "waiting for the bed",
+    58: "preconditioning", 63: "waiting for the chamber", 64: "preparing the hotend", 66: "purifying the air",
+    69: "cooling the nozzle", 73: "aligning the plate", 74: "looking for foreign objects",
+    75: "looking for foreign objects", 76: "pre-extruding", 77: "preparing the AMS",
+}  # fmt: skip
+
+_STORAGE = (Storage.none, Storage.ok, Storage.abnormal, Storage.read_only)
+_NOZZLE_MATERIALS = {"00": "stainless steel", "01": "hardened steel", "05": "tungsten carbide"}
+_NOZZLE_FLOWS = {"H": ", high flow", "E": ", high flow", "U": ", TPU high flow"}
+_NOZZLE_CODE = re.compile(r"[A-Z]([A-Z])([0-9]{2})")
+_PLATE = re.compile(r"plate_([0-9]{1,3})\.gcode")
+_REMAIN_DETECTION, _DOOR, _SIGNATURES = 7, 23, 29
+
+
+def derive_print(facts: Facts) -> None:
+    """How the print stands: stage, remaining time, whether it was cancelled."""
+    activity: PrinterActivity = facts["state"]
+    active = activity in ACTIVE
+    # The code of a cancelled print shows for seconds only, sometimes after the state says failed; a new print ends it.
+    if active:
+        facts["cancelled"] = False
+    elif facts.get("print_error.number") in CANCELLED or facts.get("fail_reason") in CANCELLED:
+        facts["cancelled"] = True
+    remaining = facts.get("mc_remaining_time")
+    left_over = remaining and activity in (PrinterActivity.idle, PrinterActivity.failed)
+    facts["remaining_minutes"] = None if left_over else remaining
+    number = facts.get("stg_cur")
+    # P1 and A1 leave it at 0, "printing", while they pause, prepare or rest.
+    speaks = active and (number != 0 or activity is PrinterActivity.printing)
+    facts["stage"] = _STAGES.get(number) if speaks and number is not None else None
+
+
+def derive_layers(facts: Facts) -> None:
+    """Layers, from whichever of two places has them."""
+    for attribute, name in (("layers_printed", "layer_num"), ("total_layers", "total_layer_num")):
+        layers = facts.get(name)
+        facts[attribute] = layers if layers is not None else facts.get(f"3D.{name}")
+
+
+def derive_file(facts: Facts) -> None:
+    """Which plate of its file is being printed, where the file's name tells."""
+    plate = _PLATE.search(facts["file_name"] or "")
+    facts["plate"] = int(plate[1]) if plate else None
+
+
+def derive_faults(facts: Facts) -> None:
+    """The error the printer shows, beside its health messages."""
+    number = facts.get("print_error.number")
+    health = facts.get("hms", ())
+    facts["print_error"] = error_code(number) if number else None
+    facts["faults"] = (*health, print_fault(number)) if number else health
+
+
+def derive_heat(facts: Facts) -> None:
+    """Temperatures, of the nozzle in use; newer models' packed values win over the old ones."""
+    active = _active_nozzle(facts)
+    facts["active_nozzle"] = active
+    packed = facts.get("device.extruders", {}).get(active, {}).get("temp")
+    facts["nozzle_temp"], facts["nozzle_target"] = _unpacked(packed, facts, "nozzle_temper", "nozzle_target_temper")
+    facts["bed_temp"], facts["bed_target"] = _unpacked(
+        facts.get("device.bed"), facts, "bed_temper", "bed_target_temper"
+    )
+    facts["chamber_temp"] = _chamber_temp(facts)
+
+
+def _unpacked(packed: int | None, facts: Facts, name: str, target_name: str) -> tuple[float | None, float | None]:
+    if packed is None:
+        return facts.get(name), facts.get(target_name)
+    return float(packed & 0xFFFF), float(packed >> 16)
+
+
+def _chamber_temp(facts: Facts) -> float | None:
+    model: PrinterModel | None = facts.get("printer_model")
+    if model and not model.has_chamber_sensor:
+        return None
+    packed: int | None = facts.get("device.ctc")
+    if packed is not None:
+        return float(packed & 0xFFFF)
+    degrees: float | None = facts.get("chamber_temper")
+    # Models without a sensor report a constant 5.
+    return None if degrees == 5 and model is None else degrees
+
+
+def derive_hardware(facts: Facts) -> None:
+    """Storage, door, and whether commands are taken."""
+    home_flag, auxiliary, card = facts.get("home_flag"), facts.get("aux"), facts.get("sdcard")
+    if home_flag is not None:
+        facts["storage"] = _STORAGE[home_flag >> 8 & 3]
+    elif auxiliary is not None:
+        facts["storage"] = _STORAGE[auxiliary >> 12 & 3]
+    elif card is not None:
+        facts["storage"] = Storage.ok if card else Storage.none
+    model: PrinterModel | None = facts.get("printer_model")
+    bits = facts.get("stat", home_flag)
+    facts["door_open"] = bool(bits >> _DOOR & 1) if bits is not None and model and model.has_door_sensor else None
+    signatures = facts.get("fun")
+    facts["developer_mode"] = facts.get("obeys") if signatures is None else not signatures >> _SIGNATURES & 1
+
+
+def derive_nozzles(facts: Facts) -> None:
+    """The nozzles; the flat pair of values names either one of two."""
+    listed: Mapping[int, Mapping[str, Any]] = facts.get("device.nozzles", {})
+    flat = {"diameter": facts.get("nozzle_diameter"), "type": facts.get("nozzle_type")}
+    if listed:
+        facts["nozzles"] = tuple([_nozzle(number, listed[number]) for number in sorted(listed)])
+    elif flat["diameter"] is not None or flat["type"]:
+        facts["nozzles"] = (_nozzle(0, flat),)
+
+
+def _nozzle(number: int, part: Mapping[str, Any]) -> Nozzle:
+    told: str = part.get("type") or ""
+    kind: str | None = told.replace("_", " ") or None
+    if code := _NOZZLE_CODE.fullmatch(told):
+        material = _NOZZLE_MATERIALS.get(code[2])
+        kind = material + _NOZZLE_FLOWS.get(code[1], "") if material else None
+    return Nozzle(number, part.get("diameter"), kind)
+
+
+def derive_spools(facts: Facts) -> None:
+    """AMS units and spools, if anything they are made of has changed."""
+    exist_bits = facts.get("tray_exist_bits")
+    if exist_bits == 0 and not facts.get("power_on_flag"):
+        exist_bits = None  # the AMS is still starting
+    made_of = (
+        facts.get("ams.units", {}),
+        facts.get("vir_slot") or facts.get("vt_tray", {}),
+        exist_bits,
+        bool(facts.get("home_flag", 0) >> _REMAIN_DETECTION & 1),
+        _nozzle_count(facts) == 2,
+        facts.get("unit_kinds", {}),
+    )
+    if made_of != facts.get("spools.made_of"):
+        facts["spools.made_of"] = made_of
+        facts["units"], facts["spools"] = units_and_spools(*made_of)
+
+
+def derive_feeding(facts: Facts) -> None:
+    """Where the filament of the active nozzle comes from."""
+    extruders = facts.get("device.extruders", {})
+    fed = extruders.get(_active_nozzle(facts), {}).get("snow")
+    tray = facts.get("tray_now")
+    if fed is not None and (len(extruders) > 1 or tray is None):
+        facts["feeding"] = _packed_place(fed)
+    elif tray is None or tray == 255:
+        facts["feeding"] = None
+    elif tray == 254:
+        facts["feeding"] = EXTERNAL
+    elif tray >= 128:
+        facts["feeding"] = (tray, 0)
+    elif list(facts.get("ams.units", ())) == [16]:  # the A2L's AMS Lite counts from its own first tray
+        facts["feeding"] = (16, tray)
+    else:
+        facts["feeding"] = (tray >> 2, tray & 3)
+
+
+def _packed_place(fed: int) -> tuple[int, int] | None:
+    ams_id, tray_id = fed >> 8, fed & 0xFF
+    if tray_id == 0xFF:
+        return None
+    return EXTERNAL if ams_id == 0xFF else EXTERNAL_LEFT if ams_id == 0xFE else (ams_id, tray_id)
+
+
+def _nozzle_count(facts: Facts) -> int | None:
+    extruder: int | None = facts.get("device.extruder")
+    if extruder is not None:
+        return extruder & 15
+    model: PrinterModel | None = facts.get("printer_model")
+    return model.nozzles if model else None
+
+
+def _active_nozzle(facts: Facts) -> int | None:
+    extruder: int | None = facts.get("device.extruder")
+    if extruder is not None:
+        return extruder >> 4 & 15 if extruder & 15 > 1 else 0
+    return 0 if _nozzle_count(facts) == 1 else None

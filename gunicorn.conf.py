@@ -1,0 +1,29 @@
+"""How the image serves: one process, many threads. `GUNICORN_CMD_ARGS` overrides any line of it."""
+
+import sys
+from pathlib import Path
+
+from settings import Settings, SettingsError
+
+try:
+    _settings = Settings.from_environment()
+except SettingsError as error:
+    # Before the first process is forked, so that an unsafe installation stops with one sentence and is not retried.
+    sys.exit(f"Not started: {error}")
+
+bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
+
+# One process, since limits, wake-ups and live connections are kept in memory; a page that stays connected holds a
+# thread.
+workers = 1
+worker_class = "gthread"
+threads = 32
+
+# docker-compose.yml kills 30 seconds after SIGTERM: whatever is in flight has to end before that.
+graceful_timeout = 20
+
+# The heartbeat file must lie in memory (on a disk, fchmod can block), and a read-only root has no other place for it.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+# Nobody steers this process from outside, and its socket would need a writable home.
+control_socket_disable = True

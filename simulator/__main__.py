@@ -1,0 +1,61 @@
+"""`python -m simulator`: printers to try things on by hand, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import threading
+from collections.abc import Sequence
+from random import Random
+
+from simulator.printer import SimulatedPrinter
+from simulator.printer_models import find_model, models
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m simulator", description="Simulated Bambu Lab printers.")
+    parser.add_argument("--printers", type=int, default=1, metavar="N", help="how many (default 1)")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help=f"repeat for several, taken in turn: {', '.join(models)}"
+    )
+    parser.add_argument("--speed", type=float, default=1.0, help="simulated seconds per real second (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same printers")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    chosen = parser.parse_args(arguments)
+    try:
+        wanted = [find_model(name) for name in chosen.model or ["P1S"]]
+    except ValueError as problem:
+        parser.error(str(problem))
+    chance = Random(chosen.seed)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    with contextlib.ExitStack() as stack:
+        printers = []
+        for position in range(chosen.printers):
+            model = wanted[position % len(wanted)]
+            serial = f"{model.serial_prefix}00A{chance.randrange(10**9):09d}"
+            access_code = f"{chance.randrange(10**8):08d}"
+            printer = SimulatedPrinter(
+                serial, access_code, model.name, host=chosen.host, speed=chosen.speed, seed=chosen.seed + position
+            )
+            printers.append(stack.enter_context(printer))
+        print_table(printers)
+        stopped.wait()
+    return 0
+
+
+def print_table(printers: Sequence[SimulatedPrinter]) -> None:
+    """What a client needs to reach each printer, one line each."""
+    print(f"{'name':14} {'model':8} {'host':15} {'MQTT':>5} {'FTPS':>5} {'serial':15} {'code':8} CA file")
+    for printer in printers:
+        print(
+            f"{printer.name:14} {printer.machine.model.name:8} {printer.host:15} {printer.mqtt_port:>5} "
+            f"{printer.ftps_port:>5} {printer.serial:15} {printer.access_code:8} {printer.ca_file}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

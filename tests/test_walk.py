@@ -1,0 +1,143 @@
+"""The whole walk over real parts: from an order to a finished print on a simulated printer, mail and webhook sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from app import create_app
+from models import db
+from simulator import Plate, SimulatedPrinter, Spool, make_sliced_file
+from simulator.sinks import MailSink, WebhookReceiver
+from tests.conftest import OutsideClient, settings_for
+from tests.farm_builder import Farm
+from worker import Worker
+
+PATIENCE_SECONDS = 30
+
+
+def eventually(check: Callable[[], Any]) -> Any:
+    """What a check answers once it is truthy; real parts take real, if short, time."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := check():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture
+def mail() -> Iterator[MailSink]:
+    with MailSink() as sink:
+        yield sink
+
+
+@pytest.fixture
+def receiver() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as sink:
+        yield sink
+
+
+@pytest.fixture
+def printer() -> Iterator[SimulatedPrinter]:
+    with SimulatedPrinter("01P00A000000001", "12345678", model="P1S", speed=1200, spools=[Spool("PLA", "#112233")]) as made:
+        yield made
+
+
+@pytest.fixture
+def live_app(database_url: str, tmp_path: Path, mail: MailSink, printer: SimulatedPrinter) -> Iterator[Flask]:
+    settings = settings_for(
+        database_url,
+        tmp_path / "data",
+        BAMBU_CA_FILE=str(printer.ca_file),
+        SMTP_HOST=mail.host,
+        SMTP_PORT=str(mail.port),
+        SMTP_FROM="Farm <farm@example.com>",
+        SMTP_TLS="none",
+        STATUS_INTERVAL_SECONDS="0.05",
+    )
+    app = create_app(settings, clock=lambda: datetime.now(UTC))
+    app.test_client_class = OutsideClient
+    with app.app_context():
+        db.create_all()
+    worker = Worker(app)
+    worker.start()
+    yield app
+    worker.stop()
+    with app.app_context():
+        db.session.remove()
+        db.engine.dispose()
+
+
+@pytest.fixture
+def live_farm(live_app: Flask) -> Farm:
+    return Farm(live_app, "seller@example.com")
+
+
+def connect(farm: Farm, printer: SimulatedPrinter) -> dict[str, Any]:
+    return farm.add_printer(
+        "Left",
+        connection_type="bambu_lan",
+        host=printer.host,
+        port=printer.mqtt_port,
+        ftps_port=printer.ftps_port,
+        serial_number=printer.serial,
+        access_code=printer.access_code,
+    )
+
+
+def clear_plate(farm: Farm, printer_id: int, print_id: int | None = None) -> None:
+    eventually(lambda: farm.get(f"/api/printers/{printer_id}").json["plate_state"] == "occupied")
+    answer = farm.post(f"/api/printers/{printer_id}/plate-cleared", {"print_id": print_id})
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_order_becomes_a_finished_print(
+    live_farm: Farm, printer: SimulatedPrinter, mail: MailSink, receiver: WebhookReceiver
+) -> None:
+    farm = live_farm
+    added = connect(farm, printer)
+    preferences = farm.put(f"/api/bambu/notifications/{added['id']}", {"webhook_url": receiver.url}).json
+    receiver.trust(preferences["webhook_secret"])
+    material = farm.add_material(added["id"], slot=0, color="#112233")
+    file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
+    farm.add_profile("Vase", print_file_id=file["id"], print_time_minutes=30, filament_grams=12.5)
+    order = farm.add_order({"title": "Vase", "quantity": 1})
+    scheduled = farm.post(f"/api/orders/{order['id']}/schedule-prints", {"printer_id": added["id"]}).json["prints"]
+    assert [each["status"] for each in scheduled] == ["queued"]
+    print_id = scheduled[0]["id"]
+    released = farm.post(f"/api/bambu/scheduled-prints/{print_id}/start").json
+    assert released["status"] == "scheduled"
+    eventually(lambda: (farm.get_print(print_id) or {}).get("waiting_reason") == "plate not cleared")
+    assert printer.starts == []
+    clear_plate(farm, added["id"])
+
+    def status() -> str:
+        found = farm.get_print(print_id)
+        assert found is not None
+        assert found["status"] != "failed", found
+        return str(found["status"])
+
+    eventually(lambda: status() == "completed")
+    assert len(printer.starts) == 1
+    done = farm.get_print(print_id)
+    assert done is not None
+    assert (done["used_grams"], done["material_cost"], done["progress_percent"]) == (12.5, 0.25, 100)
+    kinds = [event["kind"] for event in farm.get(f"/api/bambu/scheduled-prints/{print_id}/events").json]
+    assert kinds == ["print.created", "print.scheduled", "print.started", "print.completed"]
+    assert farm.get(f"/api/orders/{order['id']}").json["production_status"] == "printed"
+    left = farm.get(f"/api/bambu/materials/{added['id']}").json[0]
+    assert (left["id"], left["used_grams"]) == (material["id"], 12.5)
+    eventually(lambda: len(receiver.received) == 2 and len(mail.messages) == 2)
+    assert [(each.json["type"], each.verified) for each in receiver.received] == [
+        ("print.started", True),
+        ("print.completed", True),
+    ]
+    assert mail.messages[1]["To"] == "seller@example.com"
+    eventually(lambda: not list(printer.files.glob("farm-*")))
