@@ -189,6 +189,12 @@ def mine(model: type[Row], *columns: Any) -> sa.Select[Any]:
     return query.where(table.deleted_at.is_(None)) if hasattr(table, "deleted_at") else query
 
 
+def mine_prepared(model: type[Any]) -> sa.Select[Any]:
+    """`mine()` as a statement to be built once and run with `{"mine": current_user_id()}`: for lists that pages poll."""
+    query = sa.select(model).where(model.user_id == sa.bindparam("mine"))
+    return query.where(model.deleted_at.is_(None)) if hasattr(model, "deleted_at") else query
+
+
 def get_mine(model: type[Row], row_id: int, *, for_update: bool = False) -> Row:
     """The one place where an id becomes an object.
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from bambu_ftp import DataHangs, ImplicitFtp, SourceFailed
@@ -18,8 +18,8 @@ from bambu_models import model_of_serial
 from bambu_tls import IdentityRefused, PrinterTlsContext, Trust
 from bambu_wire import USER_NAME
 
+_T = TypeVar("_T")
 _REMOTE_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,32}/)?[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-_LISTED = re.compile(r"(?P<kind>[-dl])\S{9,10} +\d+ +\S+ +\S+ +(?P<size>\d{1,15}) +\S+ +\S+ +\S+ (?P<name>.+)")
 
 
 class Address(Protocol):
@@ -101,26 +101,38 @@ class PrinterStorage:
         """
         _check_name(remote_name)
         begin = stream.tell()
-        with self._one_at_a_time(UploadFailed):
-            try:
-                self._upload(stream, remote_name, size_bytes, on_progress)
-            except DataHangs:
-                if not self._may_go_clear():
-                    raise UploadFailed("the printer stopped answering", retry=True) from None
-                self._clear_data = True
-                stream.seek(begin)
-                self._upload(stream, remote_name, size_bytes, on_progress)
+        timings = self._timings
+        seconds = max(timings.least_upload, size_bytes / timings.slowest_bytes_per_second)
+
+        def send(ftp: ImplicitFtp) -> None:
+            stream.seek(begin)
+            ftp.send_file(
+                remote_name,
+                stream,
+                size_bytes,
+                deadline=time.monotonic() + seconds,
+                reply_seconds=timings.closing_reply,
+                on_progress=on_progress,
+            )
+            # Success has been reported for files cut short, and failure for complete ones.
+            if ftp.size_of(remote_name) != size_bytes:
+                raise UploadFailed("the file did not arrive whole", retry=True)
+
+        try:
+            self._do(send, UploadFailed)
+        except SourceFailed as failed:
+            raise (failed.__cause__ or failed) from None
 
     def size(self, remote_name: str) -> int | None:
         """The size in bytes, None if there is no such file. Raises StorageFault."""
         _check_name(remote_name)
-        with self._one_at_a_time(StorageFault), self._session(StorageFault) as ftp:
-            return ftp.size_of(remote_name)
+        return self._do(lambda ftp: ftp.size_of(remote_name), StorageFault)
 
     def delete(self, remote_name: str) -> bool:
         """Deletes a file; False if there was none. Raises StorageFault."""
         _check_name(remote_name)
-        with self._one_at_a_time(StorageFault), self._session(StorageFault) as ftp:
+
+        def remove(ftp: ImplicitFtp) -> bool:
             try:
                 ftp.delete(remote_name)
             except ftplib.error_perm:
@@ -129,43 +141,26 @@ class PrinterStorage:
                 return False
             return True
 
+        return self._do(remove, StorageFault)
+
     def list(self, directory: str = "") -> tuple[RemoteFile, ...]:
         """The files of a directory, the root by default; a printer without a card has none. Raises StorageFault."""
         if directory:
             _check_name(directory)
-        with self._one_at_a_time(StorageFault):
-            try:
-                with self._session(StorageFault) as ftp:
-                    lines = ftp.listing(directory)
-            except DataHangs:
-                if not self._may_go_clear():
-                    raise StorageFault("the printer stopped answering", retry=True) from None
-                self._clear_data = True
-                with self._session(StorageFault) as ftp:
-                    lines = ftp.listing(directory)
-        found = [_LISTED.fullmatch(line) for line in lines]
-        return tuple([RemoteFile(one["name"], int(one["size"])) for one in found if one and one["kind"] == "-"])
+        found = self._do(lambda ftp: ftp.listing(directory), StorageFault)
+        return tuple([RemoteFile(name, size_bytes) for name, size_bytes in found])
 
-    def _upload(
-        self, stream: BinaryIO, remote_name: str, size_bytes: int, on_progress: Callable[[int], None] | None
-    ) -> None:
-        timings = self._timings
-        seconds = max(timings.least_upload, size_bytes / timings.slowest_bytes_per_second)
-        try:
-            with self._session(UploadFailed) as ftp:
-                ftp.send_file(
-                    remote_name,
-                    stream,
-                    size_bytes,
-                    deadline=time.monotonic() + seconds,
-                    reply_seconds=timings.closing_reply,
-                    on_progress=on_progress,
-                )
-                # Success has been reported for files cut short, and failure for complete ones.
-                if ftp.size_of(remote_name) != size_bytes:
-                    raise UploadFailed("the file did not arrive whole", retry=True)
-        except SourceFailed as failed:
-            raise (failed.__cause__ or failed) from None
+    def _do(self, act: Callable[[ImplicitFtp], _T], fault: type[StorageFault]) -> _T:
+        """Runs `act` over a connection of its own; once more with clear data where only that may work."""
+        with self._one_at_a_time(fault):
+            try:
+                with self._session(fault, clear_data=self._clear_data) as ftp:
+                    return act(ftp)
+            except DataHangs:
+                with self._session(fault, clear_data=True) as ftp:
+                    result = act(ftp)
+                self._clear_data = True
+                return result
 
     def _may_go_clear(self) -> bool:
         # Only where firmware is known for it: else anybody who disturbs the line could take the encryption off.
@@ -182,29 +177,36 @@ class PrinterStorage:
             self._turn.release()
 
     @contextmanager
-    def _session(self, fault: type[StorageFault]) -> Iterator[ImplicitFtp]:
-        """A connection that is logged in; what the printer or the network do wrong within comes out as `fault`."""
+    def _session(self, fault: type[StorageFault], *, clear_data: bool) -> Iterator[ImplicitFtp]:
+        """A connection that is logged in; what the printer or the network do wrong within comes out as `fault`.
+
+        Raises DataHangs where clear data is worth a try.
+        """
         address = self._address
         trust = Trust(address.serial, address.ca_file, address.fingerprint)
         ftp: ImplicitFtp | None = None
         try:
             # Over TLS 1.3 newer printers cut uploads short.
             tls = PrinterTlsContext(trust, highest=ssl.TLSVersion.TLSv1_2)
-            ftp = ImplicitFtp(tls, timeout_seconds=self._timings.socket, clear_data=self._clear_data)
+            ftp = ImplicitFtp(tls, timeout_seconds=self._timings.socket, clear_data=clear_data)
             ftp.log_in(address.host, address.ftps_port, USER_NAME, address.access_code.strip())
             yield ftp
-            with suppress(OSError, ftplib.Error, EOFError):
-                ftp.quit()
+            with suppress(OSError):
+                ftp.putcmd("QUIT")  # some servers never answer it
         except IdentityRefused as refused:
             raise fault(refused.reason, retry=False) from None
         except ssl.SSLCertVerificationError:
             raise fault("no known authority vouches for the printer's certificate", retry=False) from None
         except ftplib.Error as refusal:
             raise _refused(refusal, fault) from None
-        except TimeoutError:
+        except TimeoutError as late:
+            if isinstance(late, DataHangs) and self._may_go_clear():
+                raise
             raise fault("the printer stopped answering", retry=True) from None
         except (OSError, EOFError):
             raise fault("the connection to the printer's storage broke or could not be made", retry=True) from None
+        except (ValueError, OverflowError):  # numbers that are none in a reply
+            raise fault("the printer's storage made no sense", retry=True) from None
         finally:
             if ftp is not None:
                 ftp.close()

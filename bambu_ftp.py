@@ -8,6 +8,7 @@ in a PASV reply is to be ignored. Some A1 firmware hangs on encrypted data.
 from __future__ import annotations
 
 import ftplib
+import re
 import socket
 import ssl
 import time
@@ -19,10 +20,11 @@ from bambu_tls import PrinterTlsContext
 _CHUNK = 64 * 1024
 _LISTING_LIMIT_BYTES = 2 * 1024 * 1024
 _REFUSAL_SECONDS = 5.0
+_LISTED = re.compile(r"(?P<kind>[-dl])\S{9,10} +\d+ +\S+ +\S+ +(?P<size>\d{1,15}) +\S+ +\S+ +\S+ (?P<name>.+)")
 
 
-class DataHangs(Exception):
-    """The encrypted data channel gave no sign of life, and nothing had been sent over it."""
+class DataHangs(TimeoutError):
+    """The printer stopped taking data, over an encrypted channel."""
 
 
 class SourceFailed(Exception):
@@ -67,7 +69,7 @@ class ImplicitFtp(ftplib.FTP_TLS):
             return self.context.wrap_socket(plain, session=control.session)
         except TimeoutError:
             plain.close()
-            raise DataHangs from None
+            raise self._hanging() from None
         except OSError:
             plain.close()
             raise
@@ -84,8 +86,8 @@ class ImplicitFtp(ftplib.FTP_TLS):
     ) -> None:
         """Sends so many bytes of `source`; `deadline` is a time of time.monotonic. The caller compares sizes after.
 
-        Raises SourceFailed, DataHangs, TimeoutError, and ftplib.Error for a refusal. A reply that says the transfer
-        failed (426) raises nothing: it has been seen for files that were complete.
+        Raises SourceFailed, TimeoutError when late, DataHangs when stuck, ftplib.Error for a refusal. A reply that
+        says the transfer failed (426) raises nothing: it has been seen for files that were complete.
         """
         data = self._open_data(f"STOR {name}")
         sent = 0
@@ -96,9 +98,7 @@ class ImplicitFtp(ftplib.FTP_TLS):
                 try:
                     data.sendall(chunk)
                 except TimeoutError:
-                    if sent == 0 and not self._clear_data:
-                        raise DataHangs from None
-                    raise
+                    raise self._hanging() from None
                 except OSError:
                     broke = True  # what the printer has against it stands on the control channel
                     continue
@@ -119,8 +119,13 @@ class ImplicitFtp(ftplib.FTP_TLS):
         except ftplib.error_temp as reply:
             if not str(reply).startswith("426"):
                 raise
+        except TimeoutError:
+            raise self._hanging() from None
         finally:
             self.sock.settimeout(self._timeout_seconds)
+
+    def _hanging(self) -> TimeoutError:
+        return TimeoutError() if self._clear_data else DataHangs()
 
     def size_of(self, name: str) -> int | None:
         """A file's size in bytes, None if there is none."""
@@ -129,10 +134,13 @@ class ImplicitFtp(ftplib.FTP_TLS):
         except ftplib.error_perm as refusal:
             if str(refusal).startswith("550"):
                 return None
-            raise
+            if not str(refusal).startswith(("500", "502")):
+                raise
+        directory, _, base_name = name.rpartition("/")  # a server without SIZE
+        return dict(self.listing(directory)).get(base_name)
 
-    def listing(self, directory: str) -> list[str]:
-        """The lines of LIST, at most 2 MB of them."""
+    def listing(self, directory: str) -> list[tuple[str, int]]:
+        """The files of a directory with their sizes in bytes, from at most 2 MB of LIST."""
         data = self._open_data(f"LIST {directory}" if directory else "LIST")
         heard = bytearray()
         try:
@@ -141,7 +149,8 @@ class ImplicitFtp(ftplib.FTP_TLS):
         finally:
             data.close()
         self._closing_reply(self._timeout_seconds)
-        return heard.decode("utf-8", "replace").splitlines()
+        found = [_LISTED.fullmatch(line) for line in heard.decode("utf-8", "replace").splitlines()]
+        return [(one["name"], int(one["size"])) for one in found if one and one["kind"] == "-"]
 
 
 def _read(source: BinaryIO, limit: int) -> bytes:

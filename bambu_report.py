@@ -17,19 +17,10 @@ import orjson
 
 import bambu_meaning as meaning
 import bambu_values as values
-from bambu_errors import health_faults
+from bambu_keys import KEYS, take, words
 from bambu_meaning import Facts
 from bambu_models import PrinterModel, model_of_code, model_of_name, model_of_serial
-from bambu_spools import (
-    UNIT_KINDS,
-    Spool,
-    Unit,
-    external_id,
-    fold_tray,
-    fold_trays,
-    fold_units,
-    without_absent_units,
-)
+from bambu_spools import UNIT_KINDS, Spool, Unit
 from bambu_state import ACTIVE, UNKNOWN, Nozzle, PrinterActivity, PrinterState, Storage
 from bambu_values import Unreadable
 
@@ -53,17 +44,8 @@ __all__ = [
 ]
 
 _PAYLOAD_LIMIT_BYTES = 4 * 1024 * 1024
-_CORE_KEYS = ("gcode_state", "mc_percent", "home_flag", "nozzle_temper")
-_ACTIVITIES = {
-    "IDLE": PrinterActivity.idle,
-    "PREPARE": PrinterActivity.preparing,
-    "SLICING": PrinterActivity.preparing,
-    "RUNNING": PrinterActivity.printing,
-    "PAUSE": PrinterActivity.paused,
-    "FINISH": PrinterActivity.finished,
-    "FAILED": PrinterActivity.failed,
-}
-_ATTRIBUTES = [entry.name for entry in fields(PrinterState) if entry.name not in ("known", "faults_counted")]
+_COREKEYS = ("gcode_state", "mc_percent", "home_flag", "nozzle_temper")
+_ATTRIBUTES = [entry.name for entry in fields(PrinterState)]
 _attributes_of: Callable[[Facts], Any] = itemgetter(*_ATTRIBUTES)
 _NOTHING: Facts = {name: getattr(UNKNOWN, name) for name in _ATTRIBUTES}
 
@@ -75,10 +57,8 @@ class Raw:
     `heard` holds, by the wire's names, what was last taken over: what is merely repeated need not be read again.
     """
 
-    known: bool = False
     facts: Facts = field(default_factory=_NOTHING.copy)
     heard: dict[str, tuple[bool, object]] = field(default_factory=dict)
-    faults_counted: int = field(default=0, compare=False)
 
 
 def decode(payload: bytes) -> dict[str, Any] | None:
@@ -112,7 +92,7 @@ def learn(raw: Raw, *, obeys: bool) -> Raw:
     """What an answer taught: whether the printer takes commands from us. Counts for models that do not say it."""
     facts = {**raw.facts, "obeys": obeys}
     meaning.derive_hardware(facts)
-    return Raw(raw.known, facts, raw.heard, raw.faults_counted)
+    return Raw(facts, raw.heard)
 
 
 def is_status(message: Mapping[str, Any]) -> bool:
@@ -129,13 +109,13 @@ def is_full(message: Mapping[str, Any]) -> bool:
 def _report_is_full(report: Mapping[str, Any]) -> bool:
     if "msg" in report:
         return report["msg"] in (0, "0") and type(report["msg"]) is not bool
-    return all(key in report for key in _CORE_KEYS)
+    return all(key in report for key in _COREKEYS)
 
 
 def merge(raw: Raw, message: Mapping[str, Any]) -> Raw:
     """This message folded in. What is neither status nor version (answers to commands) leaves `raw` as it is."""
     if type(message) is not dict:
-        return Raw(raw.known, raw.facts, raw.heard, raw.faults_counted + 1)
+        return _with_fault(raw)
     report = message.get("print")
     if type(report) is dict and report.get("command") == "push_status":
         raw = _merge_status(raw, report)
@@ -147,19 +127,19 @@ def merge(raw: Raw, message: Mapping[str, Any]) -> Raw:
 
 def read(raw: Raw) -> PrinterState:
     """The state of everything heard so far; all unknown before the first full report, but for model and firmware."""
-    if raw.known:
-        return PrinterState(True, *_attributes_of(raw.facts), raw.faults_counted)
     facts = raw.facts
-    return PrinterState(model=facts["model"], firmware=facts["firmware"], faults_counted=raw.faults_counted)
+    if facts["known"]:
+        return PrinterState(*_attributes_of(facts))
+    return PrinterState(model=facts["model"], firmware=facts["firmware"], faults_counted=facts["faults_counted"])
 
 
 def _merge_status(raw: Raw, report: dict[str, Any]) -> Raw:
     full = _report_is_full(report)
-    heard, facts = raw.heard, raw.facts
+    heard, facts = raw.heard, dict(raw.facts)
     faults = 0
     derive: dict[Callable[[Facts], None], None] = {}
     for key, given in report.items():
-        taken = _KEYS.get(key)
+        taken = KEYS.get(key)
         if taken is None:
             continue
         before = heard.get(key)
@@ -167,7 +147,7 @@ def _merge_status(raw: Raw, report: dict[str, Any]) -> Raw:
         if before is not None and (before[0] or not full) and _same(before[1], given):
             continue
         if heard is raw.heard:
-            heard, facts = dict(heard), dict(facts)
+            heard = dict(heard)
         fold, name, meanings = taken
         try:
             if name is None:
@@ -181,10 +161,15 @@ def _merge_status(raw: Raw, report: dict[str, Any]) -> Raw:
         derive.update(meanings)
     for work_out in derive:
         work_out(facts)
-    known = raw.known or full
-    if heard is raw.heard and known is raw.known:
+    if heard is raw.heard and (facts["known"] or not full):
         return raw
-    return Raw(known, facts, heard, raw.faults_counted + faults)
+    facts["known"] = facts["known"] or full
+    facts["faults_counted"] += faults
+    return Raw(facts, heard)
+
+
+def _with_fault(raw: Raw) -> Raw:
+    return Raw({**raw.facts, "faults_counted": raw.facts["faults_counted"] + 1}, raw.heard)
 
 
 def _same(one: object, other: object) -> bool:
@@ -194,175 +179,6 @@ def _same(one: object, other: object) -> bool:
         return False
 
 
-def _take(
-    facts: Facts, section: Mapping[str, object], key: str, read_value: Callable[[object], object], name: str
-) -> int:
-    """Reads one value of a section into `facts` if it is there; returns 1 if it could not be read."""
-    if key in section:
-        try:
-            facts[name] = read_value(section[key])
-        except Unreadable:
-            return 1
-    return 0
-
-
-def _fold_3d(facts: Facts, given: object, full: bool) -> int:
-    section = values.mapping(given)
-    return _take(facts, section, "layer_num", values.count, "3D.layer_num") + _take(
-        facts, section, "total_layer_num", values.count, "3D.total_layer_num"
-    )
-
-
-def _fold_health(facts: Facts, given: object, full: bool) -> int:
-    facts["hms"], faults = health_faults(given)
-    return faults
-
-
-def _fold_ams(facts: Facts, given: object, full: bool) -> int:
-    section = values.mapping(given)
-    faults = (
-        _take(facts, section, "ams_exist_bits", values.hex_flags, "ams_exist_bits")
-        + _take(facts, section, "tray_exist_bits", values.hex_flags, "tray_exist_bits")
-        + _take(facts, section, "power_on_flag", values.switch, "power_on_flag")
-        + _take(facts, section, "tray_now", values.whole_between(0, 255), "tray_now")
-    )
-    units = facts.get("ams.units", {})
-    exist_bits = facts.get("ams_exist_bits")
-    starting_up = exist_bits == 0 and not facts.get("power_on_flag")
-    if "ams" in section:
-        units, wrong = fold_units(units, section["ams"], full=full and not starting_up)
-        faults += wrong
-    if exist_bits is not None and not starting_up:
-        units = without_absent_units(units, exist_bits)
-    facts["ams.units"] = units
-    return faults
-
-
-def _fold_external_list(facts: Facts, given: object, full: bool) -> int:
-    facts["vir_slot"], faults = fold_trays(facts.get("vir_slot", {}), given, external_id, full=full)
-    return faults
-
-
-def _fold_external(facts: Facts, given: object, full: bool) -> int:
-    tray, faults = fold_tray(facts.get("vt_tray", {}).get(255, {}), values.mapping(given), full=full)
-    facts["vt_tray"] = {255: tray}
-    return faults
-
-
-def _fold_device(facts: Facts, given: object, full: bool) -> int:
-    section = values.mapping(given)
-    faults = _take(facts, section, "bed_temp", values.packed_celsius, "device.bed")
-    for part, name in (("bed", "device.bed"), ("ctc", "device.ctc")):
-        info = _inner(_inner(section, part), "info")
-        faults += _take(facts, info, "temp", values.packed_celsius, name)
-    extruder = _inner(section, "extruder")
-    faults += _take(facts, extruder, "state", values.whole_between(0, 0xFFFFFFFF), "device.extruder")
-    faults += _fold_by_id(facts, extruder.get("info"), "device.extruders", _EXTRUDER)
-    return faults + _fold_by_id(facts, _inner(section, "nozzle").get("info"), "device.nozzles", _NOZZLE)
-
-
-def _inner(section: Mapping[str, object], key: str) -> Mapping[str, object]:
-    inner = section.get(key)
-    return inner if type(inner) is dict else {}
-
-
-_EXTRUDER: dict[str, Callable[[object], object]] = {
-    "temp": values.packed_celsius,
-    "snow": values.whole_between(0, 0xFFFF),
-}
-_NOZZLE: dict[str, Callable[[object], object]] = {"diameter": values.diameter_mm, "type": values.text}
-
-
-def _fold_by_id(facts: Facts, given: object, name: str, readers: Mapping[str, Callable[[object], object]]) -> int:
-    if type(given) is not list:  # absent, or the object that an old X1 sends here
-        return 0
-    known = dict(facts.get(name, {}))
-    faults = 0
-    for entry in values.entries(given):
-        try:
-            parts = values.mapping(entry)
-            number = values.whole(parts.get("id"))
-        except Unreadable:
-            faults += 1
-            continue
-        if number in (0, 1):  # 16 and up are nozzles waiting in a rack
-            part = dict(known.get(number, {}))
-            for key, read_value in readers.items():
-                faults += _take(part, parts, key, read_value, key)
-            known[number] = part
-    facts[name] = known
-    return faults
-
-
-def _activity(given: object) -> PrinterActivity:
-    return _ACTIVITIES.get(values.text(given), PrinterActivity.unknown)
-
-
-def _words(given: object) -> str | None:
-    return values.text(given) or None
-
-
-def _identifier(given: object) -> str | None:
-    return values.identifier(given) or None
-
-
-def _signal(given: object) -> int | None:
-    dbm = values.signal_dbm(given)
-    return None if dbm == -90 else dbm  # what printers on a cable report
-
-
-def _fail_reason(given: object) -> int:
-    return values.flags(given or 0)
-
-
-# Each key of a report: how it is read, the fact it becomes (None where a function folds a section into several), and
-# what has to be worked out again when it changes.
-_Taken = tuple[Callable[..., Any], str | None, dict[Callable[[Facts], None], None]]
-
-
-def _to(read_value: Callable[[object], object], name: str, *meanings: Callable[[Facts], None]) -> _Taken:
-    return read_value, name, dict.fromkeys(meanings)
-
-
-def _section(fold: Callable[[Facts, object, bool], int], *meanings: Callable[[Facts], None]) -> _Taken:
-    return fold, None, dict.fromkeys(meanings)
-
-
-_KEYS: dict[str, _Taken] = {
-    "gcode_state": _to(_activity, "state", meaning.derive_print),
-    "mc_percent": _to(values.percent, "progress_percent"),
-    "mc_remaining_time": _to(values.count, "mc_remaining_time", meaning.derive_print),
-    "stg_cur": _to(values.whole_between(-1, 0xFFFF), "stg_cur", meaning.derive_print),
-    "layer_num": _to(values.count, "layer_num", meaning.derive_layers),
-    "total_layer_num": _to(values.count, "total_layer_num", meaning.derive_layers),
-    "3D": _section(_fold_3d, meaning.derive_layers),
-    "print_error": _to(values.flags, "print_error.number", meaning.derive_print, meaning.derive_faults),
-    "fail_reason": _to(_fail_reason, "fail_reason", meaning.derive_print),
-    "hms": _section(_fold_health, meaning.derive_faults),
-    "subtask_name": _to(_words, "job_name"),
-    "subtask_id": _to(_identifier, "submission_id"),
-    "gcode_file": _to(_words, "file_name", meaning.derive_file),
-    "nozzle_temper": _to(values.number, "nozzle_temper", meaning.derive_heat),
-    "nozzle_target_temper": _to(values.number, "nozzle_target_temper", meaning.derive_heat),
-    "bed_temper": _to(values.number, "bed_temper", meaning.derive_heat),
-    "bed_target_temper": _to(values.number, "bed_target_temper", meaning.derive_heat),
-    "chamber_temper": _to(values.number, "chamber_temper", meaning.derive_heat),
-    "device": _section(
-        _fold_device, meaning.derive_heat, meaning.derive_nozzles, meaning.derive_spools, meaning.derive_feeding
-    ),
-    "spd_lvl": _to(values.whole_between(1, 4), "speed_level"),
-    "wifi_signal": _to(_signal, "wifi_dbm"),
-    "nozzle_diameter": _to(values.diameter_mm, "nozzle_diameter", meaning.derive_nozzles),
-    "nozzle_type": _to(values.text, "nozzle_type", meaning.derive_nozzles),
-    "home_flag": _to(values.flags, "home_flag", meaning.derive_hardware, meaning.derive_spools),
-    "aux": _to(values.hex_flags, "aux", meaning.derive_hardware),
-    "stat": _to(values.hex_flags, "stat", meaning.derive_hardware),
-    "fun": _to(values.hex_flags, "fun", meaning.derive_hardware),
-    "sdcard": _to(values.switch, "sdcard", meaning.derive_hardware),
-    "ams": _section(_fold_ams, meaning.derive_spools, meaning.derive_feeding),
-    "vir_slot": _section(_fold_external_list, meaning.derive_spools),
-    "vt_tray": _section(_fold_external, meaning.derive_spools),
-}
 _UNIT_MODULES = {"ams": UNIT_KINDS[1], "ams_f1": UNIT_KINDS[2], "n3f": UNIT_KINDS[3], "n3s": UNIT_KINDS[4]}
 
 
@@ -371,7 +187,7 @@ def _merge_version(raw: Raw, given: object) -> Raw:
     try:
         modules = values.entries(given)
     except Unreadable:
-        return Raw(raw.known, raw.facts, raw.heard, raw.faults_counted + 1)
+        return _with_fault(raw)
     facts = dict(raw.facts)
     kinds: dict[int, str] = {}
     model: PrinterModel | None = None
@@ -380,7 +196,7 @@ def _merge_version(raw: Raw, given: object) -> Raw:
             module = values.mapping(entry)
             name = values.text(module.get("name"))
             if name == "ota":
-                faults += _take(facts, module, "sw_ver", _words, "firmware")
+                faults += take(facts, module, "sw_ver", words, "firmware")
             model = model or _module_model(name, module)
             family, _, number = name.partition("/")
             if family in _UNIT_MODULES and number:
@@ -392,7 +208,8 @@ def _merge_version(raw: Raw, given: object) -> Raw:
     facts["unit_kinds"] = kinds
     for work_out in (meaning.derive_heat, meaning.derive_hardware, meaning.derive_spools, meaning.derive_feeding):
         work_out(facts)
-    return Raw(raw.known, facts, raw.heard, raw.faults_counted + faults)
+    facts["faults_counted"] += faults
+    return Raw(facts, raw.heard)
 
 
 def _module_model(name: str, module: Mapping[str, object]) -> PrinterModel | None:

@@ -15,39 +15,11 @@ import orjson
 import bambu_commands as commands
 import bambu_report as report
 from bambu_commands import Answer, Command
-from bambu_report import PrinterState
+from bambu_types import Heard, LinkTimings
 from bambu_wire import NotSent, Wire
 
 _UNSIGNED_REFUSED = frozenset(f"0502-40{number:02X}" for number in range(7, 13))
 _NO_FULL_REPORT = "connected, but the printer sends no full report: is the serial number right, capital letters too?"
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """One report. `before` is unknown for the first ones of a connection: nothing changes from what was not seen."""
-
-    before: PrinterState
-    after: PrinterState
-    heard_at: datetime
-    generation: int
-    full: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LinkTimings:
-    """In seconds. The defaults suit real printers; where they come from: field notes on the printers' habits."""
-
-    connect: float = 10.0
-    keepalive: int = 30
-    full_report: float = 30.0
-    silence: float = 60.0
-    patience: float = 15.0
-    offline: float = 90.0
-    backoff_first: float = 5.0
-    backoff_most: float = 300.0
-    answer: float = 10.0
-    hand_over: float = 5.0
-    start_watch: float = 300.0
 
 
 @dataclass(slots=True)
@@ -77,6 +49,8 @@ class Session:
         self.generation = generation
         self.full_came = False
         self.trouble: str | None = None
+        self.is_silent = False
+        self.is_deaf = False
         self.heard = now()
         self.obeys: bool | None = None
         self._raw = raw
@@ -90,10 +64,17 @@ class Session:
         self._nudged: float | None = None
         self._awaited: dict[str, _Awaited] = {}
         self._unanswered = 0
+        self._start_sent: float | None = None
 
     def use(self, wire: Wire) -> None:
-        """Gives the session its connection."""
+        """Gives the session its connection, just made."""
         self._wire = wire
+        self.heard = self._now()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the printer has let us in and reports can come."""
+        return self._ready is not None
 
     def begin(self) -> None:
         """The report topic is subscribed: ask who the printer is and how it stands."""
@@ -108,6 +89,8 @@ class Session:
         sequence_id = self._next_sequence_id()
         payload = orjson.dumps(commands.numbered(command, sequence_id))
         self._wire.publish(payload)
+        if submission_id is not None:
+            self._start_sent = self._now()
         section, name = commands.section_and_name(command)
         self._awaited[sequence_id] = _Awaited(section, name, submission_id, self._now(), waiter)
         return sequence_id
@@ -122,14 +105,15 @@ class Session:
         for section, answer in commands.answers(message):
             self._take_answer(section, answer)
         raw = report.merge(self._raw, message)
-        if raw is self._raw:
+        if raw is self._raw and not report.is_status(message):
             return
         full = report.is_full(message)
         if full:
             self.full_came = True
             self.trouble = None
-        self._raw = raw
-        before, self._state = self._state, report.read(raw)
+        before = self._state
+        if raw is not self._raw:
+            self._raw, self._state = raw, report.read(raw)
         self._on_heard(Heard(before, self._state, self._clock(), self.generation, full))
 
     def _take_answer(self, section: str, answer: Answer) -> None:
@@ -155,39 +139,32 @@ class Session:
         else:
             return
         self._raw = report.learn(self._raw, obeys=self.obeys)
+        self._state = report.read(self._raw)
 
-    def tick(self, now: float) -> str | None:
-        """Watches over the conversation; returns why it should end, or None. Raises NotSent when the line is broken."""
+    def tick(self, now: float) -> None:
+        """Watches over the conversation; sets `trouble`, `is_silent`, `is_deaf`. Raises NotSent on a broken line."""
+        timings = self._timings
         if self._ready is None:
-            if now - self.heard > self._timings.connect:
-                return "the printer took the connection but does not answer"
-            return None
-        if not self.full_came and not self._asked_again and now - self._ready > self._timings.full_report:
+            self.is_silent = now - self.heard > timings.connect
+            return
+        if not self.full_came and not self._asked_again and now - self._ready > timings.full_report:
             self._asked_again = True
             self.trouble = _NO_FULL_REPORT
             self.order(commands.FULL_REPORT)
-        if self._nudged is None and now - self.heard > self._timings.silence:
+        if self._nudged is None and now - self.heard > timings.silence:
             self._nudged = now
             self.order(commands.RESUME_REPORTS)
-        if self._nudged is not None and now - self._nudged > self._timings.patience:
-            return "the printer fell silent"
+        self.is_silent = self._nudged is not None and now - self._nudged > timings.patience
         self._forget(now)
-        if self._unanswered >= 2 and not self._start_is_fresh(now):
-            # Reports that flow while commands get lost were cured by a new connection with a new client id.
-            return "the printer answers no commands"
-        return None
+        # Reports that flow while commands get lost were cured by a new connection with a new client id. Not soon after
+        # a start: a printer may take minutes to act on one, and is watched over the connection it came by.
+        starting = self._start_sent is not None and now - self._start_sent < timings.start_watch
+        self.is_deaf = self._unanswered >= 2 and not starting
 
     def _forget(self, now: float) -> None:
         for sequence_id, awaited in list(self._awaited.items()):
             if now - awaited.sent > self._timings.start_watch:
                 del self._awaited[sequence_id]
-
-    def _start_is_fresh(self, now: float) -> bool:
-        # A printer may take minutes to act on a start: its connection is kept.
-        return any(
-            awaited.submission_id is not None and now - awaited.sent < self._timings.start_watch
-            for awaited in self._awaited.values()
-        )
 
     def give_up_waiting(self, sequence_id: str) -> None:
         """Nobody waits for this answer any more; it counts as a command that went unanswered."""

@@ -6,6 +6,7 @@ uses select(), which silently fails for sockets numbered 1024 and above.
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 import ssl
@@ -23,6 +24,7 @@ from bambu_tls import PrinterTlsContext
 USER_NAME = "bblp"
 # A command must not leave the kernel's send buffer long after it was written, when a dead line comes back.
 _UNACKNOWLEDGED_SECONDS = 15
+_PACKETS_AT_ONCE = 32  # then requests and timers get their turn, however fast a printer talks
 _BAD_LOGIN = (134, 135)  # CONNACK 4 and 5 in MQTT 5's numbers, which paho uses for both versions
 _SERVER_UNAVAILABLE = 136  # CONNACK 3
 
@@ -66,6 +68,8 @@ class Wire:
         self._keepalive_seconds = keepalive_seconds
         self._on_ready, self._on_payload = on_ready, on_payload
         self.ending: Ending | None = None
+        # Bytes wait that TLS has decrypted already: the socket no longer announces them.
+        self.has_more = False
         self._subscribed_just_now = False
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -114,7 +118,10 @@ class Wire:
             self._on_ready()
 
     def _read(self) -> None:
-        while self.ending is None:
+        self.has_more = False
+        for _ in range(_PACKETS_AT_ONCE):
+            if self.ending is not None:
+                return
             result = self._client.loop_read()
             if result != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 self._end(Ending.lost)
@@ -123,9 +130,9 @@ class Wire:
             if connection is None:
                 self._end(Ending.lost)
                 return
-            # Bytes that TLS has decrypted already are no longer announced by the socket.
             if not connection.pending():
                 return
+        self.has_more = True
 
     def publish(self, payload: bytes) -> None:
         """Hands one message to the socket, at QoS 0: it is never repeated. Raises NotSent if provably nothing went out.
@@ -201,3 +208,16 @@ class Wire:
         more: Properties | None,
     ) -> None:
         self._end(Ending.lost)
+
+
+def unreachable(problem: OSError) -> str:
+    """Why a connection could not be made, in plain words."""
+    if isinstance(problem, ConnectionRefusedError):
+        return "the address answers, but not as a printer: check it, and that the printer is in LAN mode"
+    if isinstance(problem, socket.gaierror):
+        return "the printer's host name is unknown: check it, or enter its address"
+    if isinstance(problem, TimeoutError) or problem.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN):
+        return "nothing answers at the printer's address: is it switched on and in this network?"
+    if isinstance(problem, ssl.SSLError):
+        return "no secure connection could be agreed on with the machine at the printer's address"
+    return "the connection to the printer could not be made"

@@ -15,7 +15,7 @@ from sqlalchemy.orm import joinedload, selectinload
 from errors import Conflict, Invalid, NotFound
 from etsy_client import EtsyClient, ReconnectNeeded, Tokens, Unauthorized
 from farm.order_import import BadReceipt, ImportedOrder, read_receipt
-from farm.orders import settle_production_status
+from farm.orders import PrintOfOrder, prints_of, production_status_of
 from farm.planner import PlanRefused, find_profile, plan_prints
 from models import (
     OPEN_STATUSES,
@@ -26,7 +26,6 @@ from models import (
     OrderStatus,
     Printer,
     PrintEvent,
-    PrintStatus,
     ProductionStatus,
     ProductProfile,
     ScheduledPrint,
@@ -347,17 +346,8 @@ def schedule_order_prints(
     if order is None or printer_exists is None:
         raise NotFound
     _refuse_unprintable(order)
-    has_open = db.session.execute(
-        sa.select(
-            sa.exists().where(
-                ScheduledPrint.user_id == user_id,
-                ScheduledPrint.order_id == order_id,
-                ScheduledPrint.status.in_(OPEN_STATUSES),
-                ScheduledPrint.deleted_at.is_(None),
-            )
-        )
-    ).scalar_one()
-    if has_open:
+    before = prints_of(order)
+    if any(each.status in OPEN_STATUSES and not each.is_deleted for each in before):
         raise Conflict("This order already has prints that are not finished.", code="already_scheduled")
     lines, digital = printable_lines(order)
     if not lines:
@@ -376,19 +366,20 @@ def schedule_order_prints(
         )
     except PlanRefused as error:
         raise Invalid({error.field: [str(error)]}, str(error)) from None
-    prints = [
-        ScheduledPrint(
-            user_id=user_id,
-            printer_id=printer_id,
-            order_id=order_id,
-            created_at=now,
-            updated_at=now,
-            **{name: getattr(each, name) for name in each.__slots__},
-        )
-        for each in planned
-    ]
-    add_prints(prints, at=now)
-    settle_production_status(user_id, order_id, at=now)
+    prints = add_prints(
+        [
+            {
+                "user_id": user_id,
+                "printer_id": printer_id,
+                "order_id": order_id,
+                **{name: getattr(each, name) for name in each.__slots__},
+            }
+            for each in planned
+        ],
+        at=now,
+    )
+    added = [PrintOfOrder(each.id, each.order_item_id, each.status, False) for each in prints]
+    order.production_status, order.updated_at = production_status_of([*before, *added]), now
     return prints
 
 
@@ -402,20 +393,29 @@ def _refuse_unprintable(order: Order) -> None:
         raise Conflict(f"This order is {reason}: nothing to print.", code="order_not_printable")
 
 
-def add_prints(prints: Sequence[ScheduledPrint], *, at: datetime) -> None:
-    """Add new prints with the first event of each one's history. Flushes."""
-    db.session.add_all(prints)
-    db.session.flush()
-    db.session.add_all(
-        PrintEvent(
-            user_id=each.user_id,
-            printer_id=each.printer_id,
-            print_id=each.id,
-            kind="print.created",
-            to_status=each.status or PrintStatus.queued,
-            details={},
-            at=at,
-        )
-        for each in prints
+def add_prints(values: Sequence[dict[str, Any]], *, at: datetime) -> list[ScheduledPrint]:
+    """Write new prints, each with the first event of its history: two statements, however many. In running order."""
+    # Not `add_all`: SQLite cannot tell which new id is whose, so the ORM would insert row by row to find out.
+    made = db.session.scalars(
+        sa.insert(ScheduledPrint).returning(ScheduledPrint),
+        [{"created_at": at, "updated_at": at, **each} for each in values],
+        # Else a row with a NULL more than its neighbour would be a statement of its own.
+        execution_options={"render_nulls": True},
+    ).all()
+    db.session.connection().execute(
+        sa.insert(PrintEvent),
+        [
+            {
+                "user_id": each.user_id,
+                "printer_id": each.printer_id,
+                "print_id": each.id,
+                "kind": "print.created",
+                "to_status": each.status,
+                "details": {},
+                "at": at,
+            }
+            for each in made
+        ],
     )
-    db.session.flush()
+    first = datetime.min.replace(tzinfo=UTC)
+    return sorted(made, key=lambda each: (-each.priority, each.scheduled_start or first, each.id))

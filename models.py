@@ -555,7 +555,7 @@ class ScheduledPrint(db.Model):
         _belongs("order_item_id", "order_items"),
         _belongs("print_file_id", "print_files"),
         sa.Index("ix_scheduled_prints_user_id_printer_id_status", "user_id", "printer_id", "status"),
-        sa.Index("ix_scheduled_prints_order_id", "order_id"),
+        sa.Index("ix_scheduled_prints_user_id_order_id", "user_id", "order_id"),
         sa.Index("ix_scheduled_prints_order_item_id", "order_item_id"),
         sa.Index("ix_scheduled_prints_print_file_id", "print_file_id"),
         sa.Index("ix_scheduled_prints_user_id_created_at", "user_id", "created_at"),

@@ -133,26 +133,48 @@ class Columns:
         return found
 
     def all(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
-        """Rows of a query as JSON-ready dicts; the query's own columns are replaced by this list."""
-        return self.read(db.session.execute(query.with_only_columns(*self.expressions)).all())
+        """Rows of a query as JSON-ready dicts; the query's own columns are replaced by this list.
+
+        On the session's connection: plain rows need none of what the ORM does for objects. Flush before.
+        """
+        return self.run(query.with_only_columns(*self.expressions))
+
+    def run(self, statement: sa.Select[Any], parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Rows of a statement that selects these columns already."""
+        return self.read(db.session.connection().execute(statement, parameters).all())
 
     def one(self, query: sa.Select[Any]) -> dict[str, Any]:
         """The one row of a query, after flushing what is pending."""
         return self.all(query)[0]
 
 
+class Listing:
+    """A query of one resource, built once and run page by page; `parameters` fill its bind parameters."""
+
+    def __init__(self, columns: Columns, query: sa.Select[Any]) -> None:
+        self._columns = columns
+        self._rows = query.with_only_columns(*columns.expressions).limit(sa.bindparam("limit")).offset(sa.bindparam("offset"))
+        self._count = query.order_by(None).with_only_columns(sa.func.count())
+
+    def page(self, limit: int, offset: int, **parameters: Any) -> tuple[list[dict[str, Any]], int]:
+        """(rows of the page, how many there are in all). Asks for one row more, and counts only when that came."""
+        rows = self._columns.run(self._rows, {"limit": limit + 1, "offset": offset, **parameters})
+        if len(rows) <= limit and (rows or offset == 0):
+            return rows, offset + len(rows)
+        return rows[:limit], db.session.execute(self._count, parameters).scalar_one()
+
+
 def page(columns: Columns, query: sa.Select[Any], limit: int, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """(rows of the page, how many there are in all). Counts only when the page does not tell it."""
-    rows = columns.all(query.limit(limit).offset(offset))
-    if len(rows) < limit and (rows or offset == 0):
-        return rows, offset + len(rows)
-    total = db.session.execute(query.order_by(None).with_only_columns(sa.func.count())).scalar_one()
-    return rows, total
+    """(rows of the page, how many there are in all)."""
+    return Listing(columns, query).page(limit, offset)
 
 
 def bare_list(columns: Columns, query: sa.Select[Any], limit: int, offset: int) -> Response:
     """A bare array, with the full count and the next page in the headers."""
-    rows, total = page(columns, query, limit, offset)
+    return bare_page(*page(columns, query, limit, offset), limit, offset)
+
+
+def bare_page(rows: list[dict[str, Any]], total: int, limit: int, offset: int) -> Response:
     headers = {"X-Total-Count": str(total)}
     if offset + len(rows) < total:
         others = [(key, value) for key, value in request.args.items(multi=True) if key not in ("limit", "offset")]

@@ -17,8 +17,7 @@ from api import context
 from api.fields import Body, Id, Moment, Num, Ranged, RangedNum, Text, Word
 from api.lists import Columns, PageQuery, Query, QueryInt, currency_number, json_response, page
 from api.once import once
-from api.print_schemas import COLUMNS as PRINT_COLUMNS
-from api.print_schemas import PrintSchema
+from api.print_schemas import PrintSchema, read_prints
 from auth import current_user_id, get_mine, mine
 from errors import Conflict, Invalid, TooManyRequests, UpstreamFailed
 from etsy_client import EtsyError, RateLimited, ReconnectNeeded
@@ -290,8 +289,7 @@ def schedule_prints(data: dict[str, Any], order_id: int) -> Response:
         now=context.now(),
         buffer_minutes=context.settings().chain_buffer_minutes,
     )
-    ids = [each.id for each in prints]
-    rows = PRINT_COLUMNS.all(mine(ScheduledPrint).where(ScheduledPrint.id.in_(ids)).order_by(ScheduledPrint.id))
+    rows = read_prints([each.id for each in prints])
     digital = db.session.execute(
         mine(OrderItem, OrderItem.id).where(OrderItem.order_id == order_id, OrderItem.is_digital).order_by(OrderItem.id)
     ).scalars()

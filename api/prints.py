@@ -13,7 +13,7 @@ from flask import Response
 from flask_smorest import Blueprint
 
 from api import context, printer_commands
-from api.lists import PageQuery, bare_list, json_response
+from api.lists import Listing, PageQuery, bare_list, bare_page, json_response
 from api.once import once
 from api.print_schemas import (
     COLUMNS,
@@ -25,8 +25,9 @@ from api.print_schemas import (
     PrintEventSchema,
     PrintSchema,
     PrintsQuery,
+    read_prints,
 )
-from auth import current_user_id, get_mine, mine
+from auth import current_user_id, get_mine, mine, mine_prepared
 from errors import Conflict, Invalid, NotFound, UpstreamFailed
 from etsy_api import add_prints
 from farm.live import is_live
@@ -62,12 +63,14 @@ RUN_ORDER = (
     ScheduledPrint.scheduled_start,
     ScheduledPrint.id,
 )
+# Polled by every open page: built once.
+QUEUE = Listing(
+    COLUMNS,
+    mine_prepared(ScheduledPrint)
+    .where(ScheduledPrint.printer_id == sa.bindparam("printer"), ScheduledPrint.status.in_(WAITING_STATUSES))
+    .order_by(*RUN_ORDER),
+)
 REFERENCES: dict[str, Any] = {"printer_id": Printer, "order_id": Order, "print_file_id": PrintFile}
-
-
-def represent(print_id: int) -> dict[str, Any]:
-    db.session.flush()
-    return COLUMNS.one(mine(ScheduledPrint).where(ScheduledPrint.id == print_id))
 
 
 def _check_references(data: dict[str, Any]) -> None:
@@ -102,10 +105,9 @@ def add_print(data: dict[str, Any]) -> Response:
     """Queue a print on a printer. `scheduled` releases it: it runs when its time has come and the printer is free."""
     _check_references(data)
     at = context.now()
-    created = ScheduledPrint(user_id=current_user_id(), created_at=at, updated_at=at, **data)
-    add_prints([created], at=at)
+    created = add_prints([{"user_id": current_user_id(), **data}], at=at)[0]
     settle_production_status(created.user_id, created.order_id, at=at)
-    return json_response(represent(created.id), 201)
+    return json_response(read_prints([created.id])[0], 201)
 
 
 @blueprint.get("/<id:printer_id>")
@@ -125,11 +127,11 @@ def list_prints(args: dict[str, Any], printer_id: int) -> Response:
 @blueprint.response(200, PrintSchema(many=True))
 def get_queue(args: dict[str, Any], printer_id: int) -> Response:
     """What is queued and scheduled on a printer, in the order in which it will run. Takes a printer's id."""
-    _require_printer(printer_id)
-    query = mine(ScheduledPrint).where(
-        ScheduledPrint.printer_id == printer_id, ScheduledPrint.status.in_(WAITING_STATUSES)
-    )
-    return bare_list(COLUMNS, query.order_by(*RUN_ORDER), args["limit"], args["offset"])
+    rows, total = QUEUE.page(args["limit"], args["offset"], mine=current_user_id(), printer=printer_id)
+    if not total:
+        # A printer with waiting prints is there and theirs; only an empty queue needs the question.
+        _require_printer(printer_id)
+    return bare_page(rows, total, args["limit"], args["offset"])
 
 
 def _require_printer(printer_id: int) -> None:
@@ -175,7 +177,7 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
     if changed.order_id != before_order:
         settle_production_status(changed.user_id, before_order, at=at)
         settle_production_status(changed.user_id, changed.order_id, at=at)
-    body = represent(print_id)
+    body = read_prints([print_id])[0]
     db.session.commit()
     return json_response(body)
 
@@ -290,12 +292,12 @@ def start_print(print_id: int) -> Response:
     started = get_mine(ScheduledPrint, print_id, for_update=True)
     if started.status is not PrintStatus.scheduled:
         move_print(started, PrintStatus.scheduled, at=context.now(), limits=context.limits())
-    return json_response(represent(print_id))
+    return json_response(read_prints([print_id])[0])
 
 
 def _command(print_id: int, kind: CommandKind) -> Response:
     printer_commands.run(get_mine(ScheduledPrint, print_id), kind)
-    body = represent(print_id)
+    body = read_prints([print_id])[0]
     db.session.commit()
     return json_response(body)
 

@@ -11,6 +11,11 @@ import sqlalchemy as sa
 from models import OPEN_STATUSES, Order, PrintStatus, ProductionStatus, ScheduledPrint, db
 
 
+PRINTS_OF_ORDER = sa.select(
+    ScheduledPrint.id, ScheduledPrint.order_item_id, ScheduledPrint.status, ScheduledPrint.deleted_at.is_not(None)
+).where(ScheduledPrint.user_id == sa.bindparam("mine"), ScheduledPrint.order_id == sa.bindparam("order"))
+
+
 class PrintOfOrder(NamedTuple):
     id: int
     order_item_id: int | None
@@ -43,13 +48,21 @@ def settle_production_status(user_id: int, order_id: int | None, *, at: datetime
     order = db.session.execute(
         sa.select(Order).where(Order.user_id == user_id, Order.id == order_id).with_for_update()
     ).scalar_one()
+    settle_order(order, at=at)
+
+
+def settle_order(order: Order, *, at: datetime) -> None:
+    """The same for an order that this transaction has locked already."""
     if order.production_status is ProductionStatus.shipped:
         return
-    rows = db.session.execute(
-        sa.select(
-            ScheduledPrint.id, ScheduledPrint.order_item_id, ScheduledPrint.status, ScheduledPrint.deleted_at
-        ).where(ScheduledPrint.user_id == user_id, ScheduledPrint.order_id == order_id)
-    )
-    status = production_status_of(PrintOfOrder(row[0], row[1], row[2], row[3] is not None) for row in rows)
+    status = production_status_of(prints_of(order))
     if status is not order.production_status:
         order.production_status, order.updated_at = status, at
+
+
+def prints_of(order: Order) -> list[PrintOfOrder]:
+    """All prints an order ever had, deleted ones included."""
+    rows = db.session.execute(
+        PRINTS_OF_ORDER, {"mine": order.user_id, "order": order.id}
+    )
+    return [PrintOfOrder(*row) for row in rows]

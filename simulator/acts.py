@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,11 +66,9 @@ def _stop(machine: Machine, body: dict[str, Any], heard_at: datetime | None) -> 
 
 
 def _button(press: Callable[[], None]) -> Outcome:
-    try:
+    # No capture shows a refusal here: acknowledged without effect, so a client has to look at the state.
+    with contextlib.suppress(NotReadyError):
         press()
-    except NotReadyError:
-        # No capture shows a refusal here: acknowledged without effect, so a client has to look at the state.
-        return Outcome()
     return Outcome()
 
 

@@ -101,7 +101,7 @@ class PrinterBroker:
 
     def admit(self, session: Session) -> bool:
         """Called at CONNECT; a refusal becomes CONNACK 5."""
-        admitted = session.username == USER and session.password == self.access_code
+        admitted = bool(session.username == USER and session.password == self.access_code)
         verdict = "accepted" if admitted else "refused"
         record = ConnectionRecord(session.client_id or "", session.username or "", verdict, datetime.now(UTC))
         self.connections.append(record)

@@ -415,6 +415,17 @@ def test_pause_resume_and_stop_over_the_wire(printer: SimulatedPrinter, client: 
     assert late["print_error"] == 0x0300400C
 
 
+def test_no_state_passes_unreported_however_fast_time_runs() -> None:
+    with SimulatedPrinter(SERIAL, CODE, speed=1_000_000) as hasty:
+        (hasty.files / "benchy.gcode.3mf").write_bytes(make_sliced_file(plates=[Plate(1, 30)]))
+        client = Client(hasty).listen()
+        client.send("print", "project_file", **start_fields())
+        heard = client.until_state("FINISH")
+        client.close()
+    states = [message["print"]["gcode_state"] for message in heard if "gcode_state" in message["print"]]
+    assert states == ["PREPARE", "RUNNING", "FINISH"]
+
+
 def test_a_start_on_a_busy_printer_is_refused_and_harms_nothing(printer: SimulatedPrinter, client: Client) -> None:
     (printer.files / "benchy.gcode.3mf").write_bytes(make_sliced_file(plates=[Plate(1, 600)]))
     client.send("print", "project_file", **start_fields())
@@ -454,9 +465,9 @@ def test_nobody_else_hears_and_a_p1_drops_who_listens_to_requests(printer: Simul
     assert curious.ended.get(timeout=5)
     forger = Client(printer).listen()
     forger.mqtt.publish(f"device/{SERIAL}/report", b'{"print":{"gcode_state":"FINISH","command":"forged"}}')
-    forger.pushall()
-    client.pushall()
-    assert all(message["print"]["command"] != "forged" for message in list(client.messages.queue))
+    forger.send("info", "get_version")
+    heard = client.until(lambda message: "info" in message)
+    assert all(message.get("print", {}).get("command") != "forged" for message in heard)
     for other in (lost, curious, forger):
         other.close()
 
@@ -494,8 +505,11 @@ def test_pulling_the_plug_ends_everything_and_it_comes_back_idle_on_the_same_por
     ports = (printer.mqtt_port, printer.ftps_port)
     client.send("print", "project_file", **start_fields())
     client.until_state("RUNNING")
+    silent = trusting(printer).wrap_socket(socket.create_connection((printer.host, printer.mqtt_port), 5))
     printer.pull_plug()
     assert client.ended.get(timeout=5)
+    with contextlib.suppress(ConnectionResetError), silent:
+        assert silent.recv(1) == b""
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((printer.host, port), 1)
@@ -834,6 +848,17 @@ def test_the_faults_of_a_start() -> None:
     quiet.advance(10)
     assert status(quiet)["gcode_state"] == "PREPARE"
     assert quiet.handle({"pushing": {"command": "pushall", "sequence_id": "1"}})
+
+
+def test_a_print_paused_while_warming_up_goes_on_warming_up() -> None:
+    made = machine("P1S")
+    made.handle(mapped(made))
+    made.advance(30)
+    made.handle(command("pause", param=""))
+    made.advance(10_000)
+    assert (status(made)["gcode_state"], status(made)["stg_cur"], status(made)["mc_print_stage"]) == ("PAUSE", 16, "3")
+    made.handle(command("resume", param=""))
+    assert (status(made)["gcode_state"], status(made)["stg_cur"]) == ("PREPARE", 2)
 
 
 def test_the_buttons_a_person_has() -> None:
