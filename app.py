@@ -97,7 +97,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(settings: Settings | None = None, *, clock: Clock = utc_now, http: requests.Session | None = None) -> Flask:
+def create_app(
+    settings: Settings | None = None, *, clock: Clock = utc_now, http: requests.Session | None = None
+) -> Flask:
     """The whole API over one database. Clock and HTTP session are passed in by tests.
 
     Raises:
@@ -189,7 +191,7 @@ def serve(app: Flask, settings: Settings) -> None:
     signal.signal(signal.SIGINT, ask_to_stop)
     server = make_server(settings.host, settings.port, app, threaded=True)
     # Requests under way end before the process does.
-    server.daemon_threads = False
+    vars(server)["daemon_threads"] = False
     web = threading.Thread(target=server.serve_forever, name="web")
     web.start()
     worker = Worker(app) if settings.embedded_worker else None

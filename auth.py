@@ -17,7 +17,7 @@ from limits.storage import storage_from_string
 from limits.strategies import MovingWindowRateLimiter
 
 from errors import NotFound, TooManyRequests, Unauthorized
-from models import MAX_ID, TokenFamily, User, db
+from models import MAX_ID, TokenFamily, User, count_changed, db
 from settings import Settings
 
 Row = TypeVar("Row")
@@ -95,9 +95,11 @@ class Accounts:
                 options={"require": CLAIMS, "verify_exp": False, "verify_iat": False, "verify_nbf": False},
             )
             expires_at, user_id = float(claims["exp"]), int(claims["sub"])
+            if not isinstance(claims["fid"], str):
+                raise TypeError("fid is no text")
         except (jwt.InvalidTokenError, ValueError, TypeError):
             raise Unauthorized("This token is not valid. Log in again.", code="bad_token") from None
-        if expires_at <= self._clock().timestamp():
+        if not self._clock().timestamp() < expires_at:
             raise Unauthorized("This token has expired. Refresh it or log in again.", code="expired_token")
         return claims | {"user_id": user_id}
 
@@ -128,7 +130,7 @@ class Accounts:
         """
         claims = self.decode(refresh_token, "refresh")
         new_jti = secrets.token_hex(16)
-        won = db.session.execute(
+        won = count_changed(
             sa.update(TokenFamily)
             .where(
                 TokenFamily.id == claims["fid"],
@@ -136,7 +138,7 @@ class Accounts:
                 TokenFamily.revoked_at.is_(None),
             )
             .values(refresh_jti=new_jti, expires_at=self._clock() + self._refresh_life)
-        ).rowcount
+        )
         if won != 1:
             self.revoke(claims["fid"])
             return None
@@ -161,7 +163,7 @@ def bearer_token() -> str | None:
 
 
 def require_token() -> None:
-    """Sets `g.user_id`, `g.family_id` and `g.currency` from the bearer token. Raises Unauthorized; every doubt is a no."""
+    """Sets `g.user_id`, `g.family_id`, `g.currency` from the bearer token. Raises Unauthorized; every doubt is a no."""
     token = bearer_token()
     if token is None:
         raise Unauthorized
@@ -190,7 +192,7 @@ def mine(model: type[Row], *columns: Any) -> sa.Select[Any]:
 
 
 def mine_prepared(model: type[Any]) -> sa.Select[Any]:
-    """`mine()` as a statement to be built once and run with `{"mine": current_user_id()}`: for lists that pages poll."""
+    """`mine()` as a statement built once and run with `{"mine": current_user_id()}`: for lists that pages poll."""
     query = sa.select(model).where(model.user_id == sa.bindparam("mine"))
     return query.where(model.deleted_at.is_(None)) if hasattr(model, "deleted_at") else query
 

@@ -131,7 +131,7 @@ class Lifeline:
                     _log.exception("the link to printer %s stumbled", self._address.serial)
                     self._failures += 1
                     self._settle("the printer sent something that cannot be understood", None)
-                self._rest(self._pause_before_next())
+                self._rest(backoff_seconds(self._failures, self._timings, self._chance()))
         finally:
             self._wake_in.close()
             self._wake_out.close()
@@ -261,11 +261,6 @@ class Lifeline:
                     self._drain_wake()
                 self._serve_requests()
 
-    def _pause_before_next(self) -> float:
-        timings = self._timings
-        doubled = timings.backoff_first * 2.0 ** min(max(self._failures - 1, 0), 16)
-        return min(timings.backoff_most, doubled) * (0.75 + 0.5 * self._chance())
-
     def _next_sequence_id(self) -> str:
         self._sequence = self._sequence + 1 if self._sequence < 29999 else 20000
         return str(self._sequence)
@@ -301,6 +296,12 @@ class Lifeline:
             tell(*what)
         except Exception:  # noqa: BLE001 - the listener's fault must not cost the connection
             _log.exception("a listener of printer %s failed", self._address.serial)
+
+
+def backoff_seconds(failures: int, timings: LinkTimings, chance: float) -> float:
+    """How long to wait after so many failures in a row, doubled each time; `chance` 0 to 1 spreads it by a quarter."""
+    doubled = timings.backoff_first * 2.0 ** min(max(failures - 1, 0), 16)
+    return min(timings.backoff_most, doubled * (0.75 + 0.5 * chance))
 
 
 def _ending(ending: Ending, session: Session) -> _Over:

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 import structlog
 from flask import Flask, Response
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from werkzeug.exceptions import HTTPException
 
@@ -43,7 +44,12 @@ class Problem(Exception):
     code = "internal"
 
     def __init__(
-        self, sentence: str, *, code: str | None = None, fields: Fields | None = None, headers: Mapping[str, str] | None = None
+        self,
+        sentence: str,
+        *,
+        code: str | None = None,
+        fields: Fields | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(sentence)
         self.sentence = sentence
@@ -149,7 +155,10 @@ def _from_http_exception(error: HTTPException) -> Response:
 def _from_illegal_move(error: IllegalMove) -> Response:
     allowed = ", ".join(error.allowed)
     return problem_response(
-        409, "illegal_move", f"{error}. From {error.from_status} it may become: {allowed}.", {"status": [f"allowed: {allowed}"]}
+        409,
+        "illegal_move",
+        f"{error}. From {error.from_status} it may become: {allowed}.",
+        {"status": [f"allowed: {allowed}"]},
     )
 
 
@@ -159,8 +168,15 @@ def _from_integrity_error(error: IntegrityError) -> Response:
     return problem_response(409, "conflict", "Somebody else changed this at the same moment. Read it again and retry.")
 
 
-def _from_operational_error(error: OperationalError) -> Response:
-    log.error("database_unavailable", kind=type(error.orig).__name__, connection_lost=error.connection_invalidated)
+def _is_out_of_reach(error: Exception) -> bool:
+    """Whether the database did not answer, or lost the connection while it did: trying again may help."""
+    if isinstance(error, OperationalError | PoolTimeout):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _from_unreachable_database(error: Exception) -> Response:
+    log.error("database_unavailable", kind=type(getattr(error, "orig", error)).__name__)
     return problem_response(
         503, "database_busy", "The database does not answer right now. Try again.", headers={"Retry-After": "2"}
     )
@@ -176,7 +192,11 @@ def init_app(app: Flask) -> None:
     """The table of errors: every exception of a request ends in one of these rows."""
 
     def handle(error: Exception) -> Response:
-        db.session.rollback()
+        try:
+            db.session.rollback()
+        except SQLAlchemyError as fault:
+            # The answer goes out all the same; the connection is thrown away when the request ends.
+            log.error("rollback_failed", kind=type(fault).__name__)
         match error:
             case Problem():
                 return problem_response(error.status, error.code, error.sentence, error.fields, error.headers)
@@ -185,11 +205,13 @@ def init_app(app: Flask) -> None:
             case IllegalMove():
                 return _from_illegal_move(error)
             case StaleDataError():
-                return problem_response(409, "conflict", "Somebody else changed this at the same moment. Read it again.")
+                return problem_response(
+                    409, "conflict", "Somebody else changed this at the same moment. Read it again."
+                )
             case IntegrityError():
                 return _from_integrity_error(error)
-            case OperationalError():
-                return _from_operational_error(error)
+            case _ if _is_out_of_reach(error):
+                return _from_unreachable_database(error)
             case _:
                 return _from_bug(error)
 

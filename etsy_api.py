@@ -289,7 +289,9 @@ def link_profiles(user_id: int, lines: Iterable[OrderItem]) -> dict[OrderItem, P
                 sa.or_(
                     ProductProfile.id.in_(linked),
                     ProductProfile.sku.in_([line.sku for line in missing if line.sku]),
-                    ProductProfile.etsy_listing_id.in_([line.etsy_listing_id for line in missing if line.etsy_listing_id]),
+                    ProductProfile.etsy_listing_id.in_(
+                        [line.etsy_listing_id for line in missing if line.etsy_listing_id]
+                    ),
                     ProductProfile.product_name.in_([line.title for line in missing]),
                 ),
             )

@@ -3,7 +3,10 @@
 import sys
 from pathlib import Path
 
+from app import configure_logging
 from settings import Settings, SettingsError
+
+configure_logging()
 
 try:
     _settings = Settings.from_environment()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
@@ -42,6 +42,12 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base)
+
+
+def count_changed(statement: sa.Update) -> int:
+    """Run an UPDATE and say how many rows it changed: how a conditional UPDATE tells who was first."""
+    result = db.session.execute(statement.execution_options(synchronize_session=False))
+    return cast("sa.CursorResult[Any]", result).rowcount
 
 
 class IllegalMove(Exception):
@@ -122,13 +128,9 @@ class IntentState(StrEnum):
     withdrawn = "withdrawn"
 
 
-OPEN_INTENT_STATES = (
-    IntentState.claimed,
-    IntentState.uploading,
-    IntentState.armed,
-    IntentState.published,
-    IntentState.unknown,
-)
+SENDING_STATES = (IntentState.claimed, IntentState.uploading, IntentState.armed, IntentState.published)
+# An unconfirmed start blocks its printer until a person says what became of it.
+OPEN_INTENT_STATES = (*SENDING_STATES, IntentState.unknown)
 
 
 class CommandKind(StrEnum):
@@ -175,8 +177,6 @@ def _belongs(column: str, table: str) -> sa.ForeignKeyConstraint:
 
 def _in(column: str, low: int | str, high: int | str) -> sa.CheckConstraint:
     return sa.CheckConstraint(f"{column} >= {low} AND {column} <= {high}", name=f"{column}_range")
-
-
 
 
 class User(db.Model):

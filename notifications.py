@@ -25,6 +25,7 @@ from models import (
     PrintNotification,
     ScheduledPrint,
     User,
+    count_changed,
     db,
 )
 from vault import SealBroken, Vault
@@ -179,7 +180,9 @@ class Sender:
             delivery.error = error
             delivery.sent_at = None if error else self._clock()
             db.session.commit()
-            log.info("delivery", id=delivery.id, channel=delivery.channel.value, status=delivery.status.value, error=error)
+            log.info(
+                "delivery", id=delivery.id, channel=delivery.channel.value, status=delivery.status.value, error=error
+            )
             tried += 1
         return tried
 
@@ -193,12 +196,11 @@ class Sender:
         if candidate is None:
             db.session.rollback()
             return None
-        claimed = db.session.execute(
+        claimed = count_changed(
             sa.update(Delivery)
             .where(Delivery.id == candidate, waiting)
             .values(status=DeliveryStatus.sending, claimed_at=now, attempts=Delivery.attempts + 1)
-            .execution_options(synchronize_session=False)
-        ).rowcount
+        )
         db.session.commit()
         return db.session.get(Delivery, candidate, populate_existing=True) if claimed else self._claim()
 
@@ -267,4 +269,3 @@ def _duration(started_at: str | None, completed_at: str | None) -> str | None:
         return None
     minutes = round((datetime.fromisoformat(completed_at) - datetime.fromisoformat(started_at)).total_seconds() / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-

@@ -44,6 +44,7 @@ from models import (
     PrintStatus,
     ScheduledPrint,
     StartIntent,
+    count_changed,
     db,
 )
 from notifications import Sender
@@ -87,11 +88,7 @@ class Worker:
         self._app, self._settings, self._vault = app, parts.settings, parts.vault
         self._clock: Callable[[], datetime] = app.extensions["clock"]
         self._limits = parts.limits
-        self._rules = starter.StartRules(
-            missed_window=timedelta(minutes=self._settings.missed_window_minutes),
-            limits=parts.limits,
-            files_dir=self._settings.files_dir,
-        )
+        self._rules = starter.StartRules.from_settings(self._settings)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._held: dict[int, Held] = {}
         self._stop, self._is_up = threading.Event(), threading.Event()
@@ -411,7 +408,6 @@ class Worker:
                 PrinterCommand.state.in_((CommandState.requested, CommandState.sent)), PrinterCommand.expires_at < now
             )
             .values(state=CommandState.expired, reason="not confirmed in time", ended_at=now)
-            .execution_options(synchronize_session=False)
         )
         db.session.commit()
 
@@ -424,12 +420,11 @@ class Worker:
         ).scalars()
         found = [(command.id, command.printer_id, command.kind) for command in requested]
         for command_id, printer_id, kind in found:
-            claimed = db.session.execute(
+            claimed = count_changed(
                 sa.update(PrinterCommand)
                 .where(PrinterCommand.id == command_id, PrinterCommand.state == CommandState.requested)
                 .values(state=CommandState.sent)
-                .execution_options(synchronize_session=False)
-            ).rowcount
+            )
             db.session.commit()
             if claimed:
                 self._pool.submit(self._send_command, by_printer[printer_id], command_id, kind)

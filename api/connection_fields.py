@@ -35,7 +35,12 @@ def _check_host(value: str | None) -> None:
         is_loopback = value.casefold() == "localhost" or value.casefold().endswith(".localhost")
     else:
         mapped = getattr(address, "ipv4_mapped", None) or address
-        if mapped.is_multicast or mapped.is_unspecified or mapped.is_link_local or (mapped.is_reserved and not mapped.is_private):
+        if (
+            mapped.is_multicast
+            or mapped.is_unspecified
+            or mapped.is_link_local
+            or (mapped.is_reserved and not mapped.is_private)
+        ):
             raise ValidationError("Not an address that a printer can have.")
         is_loopback = mapped.is_loopback
     if is_loopback and not context.settings().allow_loopback_printers:

@@ -10,6 +10,7 @@ from flask import current_app
 
 from etsy_client import EtsyClient
 from farm.materials import StageLimits
+from farm.starter import StartRules
 from settings import Settings
 from vault import Vault
 
@@ -37,6 +38,10 @@ def limits() -> StageLimits:
     return parts().limits
 
 
+def start_rules() -> StartRules:
+    return StartRules.from_settings(settings())
+
+
 def vault() -> Vault:
     return parts().vault
 
@@ -61,5 +66,3 @@ def etsy() -> EtsyClient | None:
         session=parts().http,
         clock=current_app.extensions["clock"],
     )
-
-

@@ -47,6 +47,12 @@ PAGE_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+# What the bare arrays say besides their rows (`api.lists.bare_page`).
+LIST_HEADERS = {
+    "X-Total-Count": {"description": "How many there are in all", "schema": {"type": "integer"}, "required": True},
+    "Link": {"description": 'The next page as rel="next", while there is one', "schema": {"type": "string"}},
+}
+
 blueprint = Blueprint("docs", __name__)
 
 
@@ -88,8 +94,11 @@ def document(app: Flask) -> dict[str, Any]:
                 operation["security"] = []
             error = {"$ref": "#/components/responses/DEFAULT_ERROR"}
             operation["responses"].setdefault("default", error)
-            for content in (r.get("content", {}) for r in operation["responses"].values() if isinstance(r, dict)):
+            for answer in operation["responses"].values():
+                content = answer.get("content", {})
                 content.pop("", None)
+                if content.get("application/json", {}).get("schema", {}).get("type") == "array":
+                    answer["headers"] = LIST_HEADERS
     return made
 
 

@@ -6,7 +6,6 @@ import hmac
 from typing import Any
 
 from flask import Response, g, request
-from flask_smorest import Blueprint
 from marshmallow import fields
 
 import etsy_api
@@ -14,13 +13,14 @@ from api import context
 from api.accounts import SessionSchema, open_session
 from api.fields import Body, Text
 from api.lists import Query, json_response
+from api.reading import Room
 from auth import bearer_token, require_token
 from errors import Conflict, Invalid, Unauthorized, UpstreamFailed
 from etsy_client import EtsyClient, EtsyError, ReconnectNeeded
 from models import db
 from vault import SealBroken
 
-blueprint = Blueprint("etsy login", __name__, url_prefix="/api/auth/etsy", description="Log in at Etsy")
+blueprint = Room("etsy login", __name__, url_prefix="/api/auth/etsy", description="Log in at Etsy")
 
 COOKIE = "etsy_login"
 
@@ -104,7 +104,9 @@ def _finish(code: str, state: str, *, from_redirect: bool) -> Response:
         raise Unauthorized("This login is not under way any more. Begin it again.", code="etsy_login_gone")
     verifier, user_id = taken
     if from_redirect:
-        if not hmac.compare_digest(request.cookies.get(COOKIE, ""), etsy_api.hash_state(state)):
+        # As bytes: compare_digest takes no text beyond ASCII, and a cookie may hold anything.
+        begun_with = request.cookies.get(COOKIE, "").encode(errors="replace")
+        if not hmac.compare_digest(begun_with, etsy_api.hash_state(state).encode()):
             raise Unauthorized("This login was begun in another browser.", code="etsy_login_elsewhere")
     elif user_id is not None:
         require_token()

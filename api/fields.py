@@ -16,7 +16,18 @@ from models import MAX_ID
 # No NUL (PostgreSQL refuses it) nor other C0 controls but tab and line ends.
 TEXT_PATTERN = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$"
 HEX_COLOR = re.compile(r"^#([0-9A-Fa-f]{6}|[0-9A-Fa-f]{8})$")
-RFC3339 = re.compile(r"^(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)?$", re.ASCII)
+RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
+# The finest that is stored of grams: less would be nothing.
+LEAST = Decimal("0.001")
+
+
+class Matches(validate.Regexp):
+    """The whole text matches: Python's `$` alone lets a line end pass that JSON Schema's does not."""
+
+    def __call__(self, value: Any) -> Any:
+        if self.regex.fullmatch(value) is None:
+            raise ValidationError(self._format_error(value))
+        return value
 
 
 class Int(fields.Integer):
@@ -45,14 +56,24 @@ class Bool(fields.Boolean):
 
 
 class Text(fields.String):
-    """A text of `low` to `high` characters without control characters; more than white space when `low` is above 0."""
+    """A text of `low` to `high` characters without control characters; more than white space when `low` is above 0.
 
-    def __init__(self, low: int = 1, high: int = 255, *, trim: bool = True, **kwargs: Any) -> None:
+    `pattern` takes the place of the usual one and stands in the OpenAPI document, which has room for one: it must
+    refuse control characters, too, and mean the same in Python and ECMAScript.
+    """
+
+    def __init__(
+        self,
+        low: int = 1,
+        high: int = 255,
+        *,
+        trim: bool = True,
+        pattern: str = TEXT_PATTERN,
+        fault: str = "Holds a control character.",
+        **kwargs: Any,
+    ) -> None:
         checks = list(kwargs.pop("validate", []))
-        super().__init__(
-            validate=[validate.Length(low, high), validate.Regexp(TEXT_PATTERN, error="Holds a control character."), *checks],
-            **kwargs,
-        )
+        super().__init__(validate=[validate.Length(low, high), Matches(pattern, error=fault), *checks], **kwargs)
         self._low, self._trim = low, trim
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
@@ -81,7 +102,7 @@ class Moment(fields.DateTime):
         super().__init__(format="iso", **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> datetime:
-        match = RFC3339.match(value) if isinstance(value, str) else None
+        match = RFC3339.fullmatch(value) if isinstance(value, str) else None
         if match is None:
             raise ValidationError("Not a time like 2026-11-21T09:30:00Z.")
         day, time, fraction, offset = match.groups()
@@ -108,7 +129,9 @@ def Ranged(low: int, high: int, **kwargs: Any) -> Int:
 
 
 def RangedNum(low: float, high: float, *, above: bool = False, **kwargs: Any) -> Num:
-    return Num(validate=validate.Range(Decimal(str(low)), Decimal(str(high)), min_inclusive=not above), **kwargs)
+    """From `low` to `high`; with `above`, more than `low` by at least what is stored."""
+    least = Decimal(str(low)) + (LEAST if above else 0)
+    return Num(validate=validate.Range(least, Decimal(str(high))), **kwargs)
 
 
 def check_color(value: str | None) -> None:

@@ -32,7 +32,8 @@ class QueryInt(fields.Integer):
     """A whole number in a query string, in plain ASCII digits."""
 
     def _validated(self, value: Any) -> int:
-        if isinstance(value, str) and not (value.isascii() and value.lstrip("-").isdigit() and len(value) < 20):
+        # Up to 18 digits: beyond that, SQLite has no such whole number.
+        if isinstance(value, str) and not (value.isascii() and value.lstrip("-").isdigit() and len(value) < 19):
             raise self.make_error("invalid")
         return int(super()._validated(value))
 
@@ -50,9 +51,7 @@ class Query(Schema):
 
 
 class PageQuery(Query):
-    limit = QueryInt(
-        load_default=DEFAULT_LIMIT, validate=_check_limit, metadata={"minimum": 1, "maximum": MAX_LIMIT}
-    )
+    limit = QueryInt(load_default=DEFAULT_LIMIT, validate=_check_limit, metadata={"minimum": 1, "maximum": MAX_LIMIT})
     offset = QueryInt(
         load_default=0, validate=lambda value: 0 <= value < 2**31, metadata={"minimum": 0, "maximum": 2**31 - 1}
     )
@@ -79,7 +78,9 @@ def default(value: Any) -> Any:
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    response = Response(orjson.dumps(value, default=default, option=JSON_OPTIONS), status=status, mimetype="application/json")
+    response = Response(
+        orjson.dumps(value, default=default, option=JSON_OPTIONS), status=status, mimetype="application/json"
+    )
     if headers:
         response.headers.update(headers)
     return response
@@ -97,7 +98,7 @@ def _fast(name: str, column: Any) -> Column:
     if isinstance(kind, UtcDateTime):
         return Column(name, sa.type_coerce(column, sa.DateTime(timezone=True)).label(name), None)
     if isinstance(kind, Scaled):
-        scale = 10**kind.places
+        scale: int = 10**kind.places
 
         def unscale(value: int) -> float | int:
             return value // scale if value % scale == 0 else value / scale
@@ -153,7 +154,9 @@ class Listing:
 
     def __init__(self, columns: Columns, query: sa.Select[Any]) -> None:
         self._columns = columns
-        self._rows = query.with_only_columns(*columns.expressions).limit(sa.bindparam("limit")).offset(sa.bindparam("offset"))
+        self._rows = (
+            query.with_only_columns(*columns.expressions).limit(sa.bindparam("limit")).offset(sa.bindparam("offset"))
+        )
         self._count = query.order_by(None).with_only_columns(sa.func.count())
 
     def page(self, limit: int, offset: int, **parameters: Any) -> tuple[list[dict[str, Any]], int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from flask import Response, g
@@ -16,7 +16,17 @@ from api.lists import Columns, PageQuery, bare_list, currency_number, json_respo
 from api.once import once
 from auth import current_user_id, get_mine, mine
 from errors import Conflict
-from farm.materials import Stage, correct_spool, cost_of, load_spool, percent_of, remove_spool, stage_of
+from farm.materials import (
+    Stage,
+    correct_spool,
+    cost_of,
+    load_spool,
+    percent_of,
+    remove_spool,
+    share_of,
+    stage_of,
+    whole_milligrams,
+)
 from models import BambuMaterial, Printer, db, place_of, slot_of
 
 blueprint = Blueprint("materials", __name__, url_prefix="/api/bambu/materials", description="Spools on printers")
@@ -28,7 +38,7 @@ def _finish(row: dict[str, Any]) -> None:
     price = None if row["cost_per_kg"] is None else Decimal(str(row["cost_per_kg"]))
     row["slot"] = slot_of(row["ams_id"], row["tray_id"])
     row["remaining_pct"] = number(percent_of(weight, remaining))
-    row["remaining_grams"] = number(round(remaining, 1))
+    row["remaining_grams"] = number(remaining.quantize(Decimal("0.1"), ROUND_HALF_UP))
     row["used_grams"] = number(weight - remaining)
     row["cost_used"] = currency_number(cost_of(weight - remaining, price), g.currency)
     row["stage"] = stage_of(weight, remaining, context.limits())
@@ -72,7 +82,7 @@ class NewMaterial(Body):
     tray_id = Ranged(0, 255, metadata={"description": "External spool: 0"})
     material_type = Text(required=True)
     color = Color(allow_none=True)
-    weight_grams = RangedNum(0, 100_000, above=True, required=True)
+    weight_grams = RangedNum(0.001, 100_000, required=True)
     remaining_pct = RangedNum(0, 100, above=True, load_default=Decimal(100))
     vendor = Text(allow_none=True)
     cost_per_kg = RangedNum(0, 100_000, allow_none=True)
@@ -90,7 +100,7 @@ class MaterialChange(Body):
     tray_id = Ranged(0, 255)
     material_type = Text()
     color = Color(allow_none=True)
-    weight_grams = RangedNum(0, 100_000, above=True)
+    weight_grams = RangedNum(0.001, 100_000)
     remaining_pct = RangedNum(0, 100)
     vendor = Text(allow_none=True)
     cost_per_kg = RangedNum(0, 100_000, allow_none=True)
@@ -165,13 +175,13 @@ def add_material(data: dict[str, Any], printer_id: int) -> Response:
         raise Conflict("There is a spool in that slot. Send replace: true to retire it.", code="slot_taken")
     if present is not None:
         remove_spool(present, at=at)
-    weight, percent = data["weight_grams"], data.pop("remaining_pct")
+    data["weight_grams"] = whole_milligrams(data["weight_grams"])
     material = BambuMaterial(
         user_id=current_user_id(),
         printer_id=printer.id,
         ams_id=place[0],
         tray_id=place[1],
-        remaining_grams=max(weight * percent / 100, Decimal("0.001")),
+        remaining_grams=share_of(data["weight_grams"], data.pop("remaining_pct") / 100),
         **data,
     )
     load_spool(material, at=at, limits=context.limits())

@@ -33,7 +33,9 @@ from models import (
 )
 from vault import SealBroken
 
-blueprint = Blueprint("orders", __name__, url_prefix="/api/orders", description="Orders and the prints that fulfil them")
+blueprint = Blueprint(
+    "orders", __name__, url_prefix="/api/orders", description="Orders and the prints that fulfil them"
+)
 
 
 def _finish_order(row: dict[str, Any]) -> None:
@@ -131,7 +133,9 @@ class NewOrderItem(Body):
 class NewOrder(Body):
     buyer_name = Text(required=True)
     items = fields.List(fields.Nested(NewOrderItem), required=True, validate=validate.Length(1, 500))
-    currency = fields.String(validate=validate.Regexp(r"^[A-Z]{3}$"), metadata={"description": "ISO 4217; else the user's"})
+    currency = fields.String(
+        validate=validate.Regexp(r"^[A-Z]{3}$"), metadata={"description": "ISO 4217; else the user's"}
+    )
     ship_by = Moment(allow_none=True)
     status = Word(OrderStatus, load_default=OrderStatus.paid)
 
@@ -197,7 +201,9 @@ def list_orders(args: dict[str, Any]) -> Response:
     if "ship_by_before" in args:
         query = query.where(Order.ship_by < args["ship_by_before"])
     if "product" in args:
-        matching = mine(OrderItem, OrderItem.order_id).where(OrderItem.title.icontains(args["product"], autoescape=True))
+        matching = mine(OrderItem, OrderItem.order_id).where(
+            OrderItem.title.icontains(args["product"], autoescape=True)
+        )
         query = query.where(Order.id.in_(matching))
     rows, total = page(COLUMNS, query, args["limit"], args["offset"])
     return json_response({"orders": _with_items(rows), "total": total})
@@ -331,9 +337,13 @@ def sync_orders(args: dict[str, Any]) -> Response:
         try:
             result = etsy_api.sync_shop(shop, client, context.vault(), clock=context.now)
         except ReconnectNeeded:
-            raise Conflict(f"Etsy no longer accepts the login of {name}. Connect it again.", code="reconnect_shop") from None
+            raise Conflict(
+                f"Etsy no longer accepts the login of {name}. Connect it again.", code="reconnect_shop"
+            ) from None
         except SealBroken:
-            raise Conflict(f"The stored login of {name} cannot be read. Connect it again.", code="reconnect_shop") from None
+            raise Conflict(
+                f"The stored login of {name} cannot be read. Connect it again.", code="reconnect_shop"
+            ) from None
         except RateLimited as error:
             raise TooManyRequests(
                 "Etsy's call limit is used up for now.", retry_after_seconds=error.retry_after_seconds

@@ -72,7 +72,9 @@ def upload_file(data: dict[str, Any]) -> Response:
     upload = data["file"]
     settings = context.settings()
     try:
-        stored = store_print_file(upload.stream, folder_of(settings.files_dir, current_user_id()), max_bytes=settings.max_upload_bytes)
+        stored = store_print_file(
+            upload.stream, folder_of(settings.files_dir, current_user_id()), max_bytes=settings.max_upload_bytes
+        )
     except FileTooLarge:
         raise TooLarge(f"A file may have at most {settings.max_upload_bytes // 2**20} MB.") from None
     except NotPrintable as error:
@@ -119,7 +121,8 @@ def remove_file(file_id: int) -> Response:
     ).scalar_one()
     if used_by_print or used_by_profile:
         raise Conflict(
-            f"{used_by_print} unfinished prints and {used_by_profile} product profiles use this file.", code="file_in_use"
+            f"{used_by_print} unfinished prints and {used_by_profile} product profiles use this file.",
+            code="file_in_use",
         )
     for model in (ScheduledPrint, StartIntent):
         db.session.execute(

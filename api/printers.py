@@ -82,7 +82,9 @@ def _represent(printers: Sequence[Printer]) -> list[dict[str, Any]]:
     at = context.now()
     connections = {
         connection.printer_id: connection
-        for connection in db.session.execute(mine(PrinterConnection).where(PrinterConnection.printer_id.in_(ids))).scalars()
+        for connection in db.session.execute(
+            mine(PrinterConnection).where(PrinterConnection.printer_id.in_(ids))
+        ).scalars()
     }
     running = {
         each.printer_id: each
@@ -140,6 +142,7 @@ def _printing_time(printer_ids: Sequence[int], at: datetime) -> dict[int, timede
     )
     busy: dict[int, timedelta] = {}
     for printer_id, started_at, completed_at in rows:
+        assert started_at is not None
         span = max(timedelta(), min(completed_at or at, at) - max(started_at, since))
         busy[printer_id] = min(busy.get(printer_id, timedelta()) + span, UTILIZATION_WINDOW)
     return busy

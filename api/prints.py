@@ -30,13 +30,15 @@ from api.print_schemas import (
 from auth import current_user_id, get_mine, mine, mine_prepared
 from errors import Conflict, Invalid, NotFound, UpstreamFailed
 from etsy_api import add_prints
+from farm import starter
 from farm.live import is_live
 from farm.moves import delete_print, move_print
 from farm.orders import settle_production_status
+from farm.status import state_from_snapshot
 from models import (
     ENDED_STATUSES,
     LEGAL_MOVES,
-    OPEN_INTENT_STATES,
+    SENDING_STATES,
     WAITING_STATUSES,
     CommandKind,
     IllegalMove,
@@ -169,6 +171,7 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
             data.setdefault("scheduled_start", None)
             data.setdefault("waiting_reason", None)
         _edit(changed, data)
+        starter.settle_by_person(changed, status, now=at)
         move_print(changed, status, at=at, limits=context.limits(), reason=reason, used_grams=used_grams)
     else:
         _edit(changed, data)
@@ -192,9 +195,7 @@ def _edit(changed: ScheduledPrint, data: dict[str, Any]) -> None:
         changed.is_chained = False
 
 
-def _check_combination(
-    target: PrintStatus, sent: PrintStatus | None, reason: str | None, used_grams: Any
-) -> None:
+def _check_combination(target: PrintStatus, sent: PrintStatus | None, reason: str | None, used_grams: Any) -> None:
     faults: dict[str, list[str]] = {}
     if sent is PrintStatus.failed and reason is None:
         faults["failed_reason"] = ["Say why it failed."]
@@ -210,7 +211,7 @@ def _refuse_contradiction(changed: ScheduledPrint, status: PrintStatus) -> None:
     """The table of moves first, then what the printer itself says where it can be heard."""
     if status not in LEGAL_MOVES[changed.status]:
         raise IllegalMove(changed.status, status)
-    if changed.status is PrintStatus.scheduled and status is PrintStatus.queued and _open_intent(changed):
+    if changed.status is PrintStatus.scheduled and _is_being_sent(changed):
         raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
     connection = _connection_of(changed)
     if connection is None or not is_live(connection, context.now()):
@@ -231,16 +232,14 @@ def _refuse_late_edit(changed: ScheduledPrint, moving_to: PrintStatus | None, da
         raise Conflict("A print that has ended changes only together with status queued.", code="print_ended")
     if changed.status is PrintStatus.started and data.get("printer_id", changed.printer_id) != changed.printer_id:
         raise Conflict("A started print stays on its printer.", code="print_started")
-    if _open_intent(changed):
+    if _is_being_sent(changed):
         raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
 
 
-def _open_intent(of_print: ScheduledPrint) -> bool:
+def _is_being_sent(of_print: ScheduledPrint) -> bool:
     return bool(
         db.session.execute(
-            sa.select(
-                sa.exists().where(StartIntent.print_id == of_print.id, StartIntent.state.in_(OPEN_INTENT_STATES))
-            )
+            sa.select(sa.exists().where(StartIntent.print_id == of_print.id, StartIntent.state.in_(SENDING_STATES)))
         ).scalar_one()
     )
 
@@ -267,9 +266,11 @@ def remove_print(print_id: int) -> Response:
         except Conflict as error:
             raise UpstreamFailed(f"Nothing was changed: {error.sentence}", code="not_confirmed") from None
     deleted = get_mine(ScheduledPrint, print_id, for_update=True)
-    if _open_intent(deleted):
+    if _is_being_sent(deleted):
         raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
-    delete_print(deleted, at=context.now())
+    at = context.now()
+    starter.settle_by_person(deleted, PrintStatus.failed, now=at)
+    delete_print(deleted, at=at)
     db.session.commit()
     return json_response({"message": "Print deleted", "id": print_id})
 
@@ -291,7 +292,11 @@ def start_print(print_id: int) -> Response:
     """Release a queued print: it runs when its time has come, the printer is free and every interlock holds."""
     started = get_mine(ScheduledPrint, print_id, for_update=True)
     if started.status is not PrintStatus.scheduled:
-        move_print(started, PrintStatus.scheduled, at=context.now(), limits=context.limits())
+        at = context.now()
+        move_print(started, PrintStatus.scheduled, at=at, limits=context.limits())
+        printer = get_mine(Printer, started.printer_id)
+        state = state_from_snapshot(printer.connection.snapshot if printer.connection else None)
+        started.waiting_reason = starter.why_not(started, printer, state, now=at, rules=context.start_rules())
     return json_response(read_prints([print_id])[0])
 
 

@@ -97,7 +97,9 @@ def _check_file(print_file_id: int | None, plate: int) -> None:
 @blueprint.response(200, ProfilesSchema)
 def list_profiles(args: dict[str, Any]) -> Response:
     """All product profiles."""
-    return named_list("profiles", COLUMNS, mine(ProductProfile).order_by(ProductProfile.id), args["limit"], args["offset"])
+    return named_list(
+        "profiles", COLUMNS, mine(ProductProfile).order_by(ProductProfile.id), args["limit"], args["offset"]
+    )
 
 
 @blueprint.post("")

@@ -113,7 +113,9 @@ def main() -> None:
         )  # fmt: skip
         app = create_app(settings)
         token = fill(app)
-        floor = floor_app(f"sqlite:///{Path(folder) / 'farm.sqlite3'}", settings.jwt_secret_key.get_secret_value(), utc_now)
+        floor = floor_app(
+            f"sqlite:///{Path(folder) / 'farm.sqlite3'}", settings.jwt_secret_key.get_secret_value(), utc_now
+        )
         orders = add_orders(app, 600)
         body = b'{"printer_id": 1}'
         print(f"{'CPU time a call':<42} {'ours':>11} {'floor':>11}   ratio")
@@ -143,7 +145,11 @@ def main() -> None:
         for result in results:
             print(result.line())
         hooks = compare(
-            "hooks alone", call(bare_app(app), "GET", "/api/health"), call(bare_app(), "GET", "/api/health"), goal=9, repeat=300
+            "hooks alone",
+            call(bare_app(app), "GET", "/api/health"),
+            call(bare_app(), "GET", "/api/health"),
+            goal=9,
+            repeat=300,
         )
         print(f"the hooks' own cost: {(hooks.ours_ms - hooks.floor_ms) * 1000:.0f} µs a request")
 

@@ -1,4 +1,4 @@
-"""The floor: the least that Flask, SQLAlchemy Core, an index and orjson can do for the same answers on the same data."""
+"""The floor: the least that Flask, SQLAlchemy Core, an index and orjson can do for the same answers on the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ PRINT_COLUMNS = (
     *("id", "printer_id", "order_id", "order_item_id", "job_name", "file_name", "print_file_id", "plate", "status"),
     *("scheduled_start", "estimated_duration_minutes", "material_type", "material_color", "material_slot"),
     *("nozzle_temp", "bed_temp", "print_speed", "priority", "notes", "waiting_reason", "started_at", "completed_at"),
-    *("failed_reason", "progress_percent", "estimated_grams", "used_grams", "material_cost", "created_at", "updated_at"),
+    *(
+        "failed_reason",
+        "progress_percent",
+        "estimated_grams",
+        "used_grams",
+        "material_cost",
+        "created_at",
+        "updated_at",
+    ),
 )
 DATETIMES = ("scheduled_start", "started_at", "completed_at", "created_at", "updated_at")
 NUMBERS = ("id", "user_id", "printer_id", "order_id", "order_item_id", "print_file_id", "plate", "priority", "print_id")
@@ -71,7 +79,9 @@ def floor_app(url: str, key: str, now: Callable[[], datetime]) -> Flask:
             PRINTS.c.status.in_(("queued", "scheduled")),
             PRINTS.c.deleted_at.is_(None),
         )
-        .order_by(PRINTS.c.priority.desc(), PRINTS.c.scheduled_start.is_not(None), PRINTS.c.scheduled_start, PRINTS.c.id)
+        .order_by(
+            PRINTS.c.priority.desc(), PRINTS.c.scheduled_start.is_not(None), PRINTS.c.scheduled_start, PRINTS.c.id
+        )
         .limit(200)
     )
 
@@ -109,7 +119,8 @@ def floor_app(url: str, key: str, now: Callable[[], datetime]) -> Flask:
                     }
                 )  # fmt: skip
             made = connection.execute(
-                sa.insert(PRINTS).returning(*(PRINTS.c[name] for name in PRINT_COLUMNS), sort_by_parameter_order=True), rows
+                sa.insert(PRINTS).returning(*(PRINTS.c[name] for name in PRINT_COLUMNS), sort_by_parameter_order=True),
+                rows,
             ).all()
             connection.execute(
                 sa.insert(EVENTS),

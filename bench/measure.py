@@ -39,9 +39,7 @@ def cpu_ms(call: Callable[[], object], repeat: int) -> float:
     return (time.process_time() - begun) * 1000 / repeat
 
 
-def compare(
-    name: str, ours: Callable[[], object], floor: Callable[[], object], *, goal: float, repeat: int
-) -> Result:
+def compare(name: str, ours: Callable[[], object], floor: Callable[[], object], *, goal: float, repeat: int) -> Result:
     """Both in turns, so that whatever else the machine does strikes both alike."""
     cpu_ms(ours, repeat), cpu_ms(floor, repeat)
     gc.collect()

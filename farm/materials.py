@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from settings import Settings
 
 NOTHING = Decimal(0)
+MILLIGRAM = Decimal("0.001")
 GRAMS_PER_KG = Decimal(1000)
 
 
@@ -30,7 +31,7 @@ class Stage(StrEnum):
     in_use = "in_use"
     low = "low"
     critical = "critical"
-    replace = "replace"
+    replace = "replace"  # type: ignore[assignment]  # hides str.replace, which no stage needs
     depleted = "depleted"
 
 
@@ -50,6 +51,16 @@ class StageLimits:
     @classmethod
     def from_settings(cls, settings: Settings) -> StageLimits:
         return cls(settings.low_percent, settings.critical_percent, settings.critical_grams, settings.replace_percent)
+
+
+def whole_milligrams(grams: Decimal) -> Decimal:
+    """As stored. Rounded before anything is added up: else a balance and its ledger would round apart."""
+    return grams.quantize(MILLIGRAM, ROUND_HALF_UP)
+
+
+def share_of(weight_grams: Decimal, share: Decimal) -> Decimal:
+    """A share (0-1) of a weight in whole milligrams; a little is never rounded to nothing."""
+    return max(whole_milligrams(weight_grams * share), MILLIGRAM) if share else NOTHING
 
 
 def percent_of(weight_grams: Decimal, remaining_grams: Decimal) -> Decimal:
@@ -107,9 +118,9 @@ def correct_spool(
 ) -> None:
     """A person's correction. A new weight alone keeps the percent, since a PUT changes only the keys it sends."""
     before = material.remaining_grams
-    weight = weight_grams or material.weight_grams
+    weight = material.weight_grams if weight_grams is None else whole_milligrams(weight_grams)
     share = remaining_pct / 100 if remaining_pct is not None else before / material.weight_grams
-    after = (weight * share).quantize(Decimal("0.001"), ROUND_HALF_UP)
+    after = share_of(weight, share)
     material.weight_grams, material.remaining_grams, material.updated_at = weight, after, at
     if after != before:
         _book(material, LedgerKind.corrected, after - before, at=at)
@@ -126,6 +137,7 @@ def use_filament(
         .with_for_update()
         .execution_options(populate_existing=True)
     ).scalar_one()
+    grams = whole_milligrams(grams)
     taken = min(grams, locked.remaining_grams)
     cost = cost_of(grams, locked.cost_per_kg)
     locked.remaining_grams -= taken

@@ -69,5 +69,3 @@ def delete_print(deleted: ScheduledPrint, *, at: datetime) -> None:
         )
     )
     settle_production_status(deleted.user_id, deleted.order_id, at=at)
-
-

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from models import OPEN_STATUSES, Order, PrintStatus, ProductionStatus, ScheduledPrint, db
 
-
 PRINTS_OF_ORDER = sa.select(
     ScheduledPrint.id, ScheduledPrint.order_item_id, ScheduledPrint.status, ScheduledPrint.deleted_at.is_not(None)
 ).where(ScheduledPrint.user_id == sa.bindparam("mine"), ScheduledPrint.order_id == sa.bindparam("order"))
@@ -62,7 +61,5 @@ def settle_order(order: Order, *, at: datetime) -> None:
 
 def prints_of(order: Order) -> list[PrintOfOrder]:
     """All prints an order ever had, deleted ones included."""
-    rows = db.session.execute(
-        PRINTS_OF_ORDER, {"mine": order.user_id, "order": order.id}
-    )
+    rows = db.session.execute(PRINTS_OF_ORDER, {"mine": order.user_id, "order": order.id})
     return [PrintOfOrder(*row) for row in rows]

@@ -93,7 +93,9 @@ def read_plates(path: Path) -> list[int]:
     if len(set(names)) != len(names):
         raise NotPrintable("This file holds the same part twice.")
     plates = sorted(
-        int(match[1]) for member in members if (match := PLATE_MEMBER.fullmatch(member.filename)) and member.file_size > 0
+        int(match[1])
+        for member in members
+        if (match := PLATE_MEMBER.fullmatch(member.filename)) and member.file_size > 0
     )
     if not plates:
         if MODEL_MEMBER in names:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import sqlalchemy as sa
 import structlog
@@ -35,8 +35,12 @@ from models import (
     PrintStatus,
     ScheduledPrint,
     StartIntent,
+    count_changed,
     db,
 )
+
+if TYPE_CHECKING:
+    from settings import Settings
 
 log = structlog.get_logger()
 
@@ -75,6 +79,14 @@ class StartRules:
     limits: StageLimits
     files_dir: Path
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> StartRules:
+        return cls(
+            missed_window=timedelta(minutes=settings.missed_window_minutes),
+            limits=StageLimits.from_settings(settings),
+            files_dir=settings.files_dir,
+        )
+
 
 def release_due(printer: Printer, *, now: datetime, rules: StartRules) -> None:
     """Auto-start: release the queued prints of a printer whose time has come. Flushes."""
@@ -91,7 +103,7 @@ def release_due(printer: Printer, *, now: datetime, rules: StartRules) -> None:
             waiting.waiting_reason = reason
 
 
-def _waiting(printer: Printer) -> sa.Select[tuple[ScheduledPrint]]:
+def _waiting(printer: Printer) -> sa.Select[ScheduledPrint]:
     """A printer's prints in the order in which they run."""
     return (
         sa.select(ScheduledPrint)
@@ -120,7 +132,9 @@ def missed(waiting: ScheduledPrint, printer: Printer, *, now: datetime, rules: S
 def choose_print(printer: Printer, state: PrinterState, *, now: datetime, rules: StartRules) -> ScheduledPrint | None:
     """The first print that is released, due and ready. The others learn why they wait. Flushes."""
     chosen = None
-    for waiting in db.session.execute(_waiting(printer).where(ScheduledPrint.status == PrintStatus.scheduled)).scalars():
+    for waiting in db.session.execute(
+        _waiting(printer).where(ScheduledPrint.status == PrintStatus.scheduled)
+    ).scalars():
         reason = why_not(waiting, printer, state, now=now, rules=rules)
         if reason is None and chosen is None:
             chosen = waiting
@@ -148,14 +162,16 @@ def why_not(
         return "it has no sliced file"
     if waiting.order is not None and waiting.order.status in UNSHIPPABLE:
         return f"its order is {waiting.order.status}"
-    return why_printer_is_not_ready(
-        printer, state, now=now, own_intent_id=own_intent_id
-    ) or why_filament_does_not_fit(waiting, state, rules)
+    return why_printer_is_not_ready(printer, state, now=now, own_intent_id=own_intent_id) or why_filament_does_not_fit(
+        waiting, state, rules
+    )
 
 
 def why_printer_is_not_ready(
     printer: Printer, state: PrinterState, *, now: datetime, own_intent_id: int | None = None
 ) -> str | None:
+    if printer.connection is None:
+        return "the printer has no connection: start it there and record it here"
     if not is_live(printer.connection, now) or not state.known:
         return "the printer cannot be reached"
     if state.state not in READY_STATES:
@@ -181,7 +197,9 @@ def why_printer_is_not_ready(
 def why_filament_does_not_fit(waiting: ScheduledPrint, state: PrinterState, rules: StartRules) -> str | None:
     material = spool_for(waiting)
     if material is None:
-        return f"no spool of {waiting.material_type or 'its material'} is known on this printer: add it, or set the slot"
+        return (
+            f"no spool of {waiting.material_type or 'its material'} is known on this printer: add it, or set the slot"
+        )
     place = f"slot {material.slot}" if material.slot is not None else f"AMS {material.ams_id}"
     wanted = waiting.material_type
     if wanted and material.material_type.casefold() != wanted.casefold():
@@ -287,9 +305,7 @@ def start(
         link.start_print(order, generation=generation, latest_at=heard_at + FRESH_FOR)
     except NotSent as error:
         # Provably unsent is not ambiguous: the print goes back to the queue by itself.
-        return _give_back(
-            intent, f"the start could not be sent: {error}", now=clock(), state=IntentState.not_started
-        )
+        return _give_back(intent, f"the start could not be sent: {error}", now=clock(), state=IntentState.not_started)
     log.info("start_published", print_id=intent.print_id, printer_id=printer_id, submission_id=intent.submission_id)
     return intent
 
@@ -307,14 +323,31 @@ def _claim_next(printer_id: int, link: Link, now: datetime, rules: StartRules) -
     return intent
 
 
+def settle_by_person(of_print: ScheduledPrint, status: PrintStatus, *, now: datetime) -> None:
+    """A person says what became of a start that the printer never confirmed: only this ends it. Flushes."""
+    intent = db.session.execute(
+        sa.select(StartIntent)
+        .where(StartIntent.print_id == of_print.id, StartIntent.state == IntentState.unknown)
+        .with_for_update()
+    ).scalar_one_or_none()
+    if intent is None:
+        return
+    if status is PrintStatus.started:
+        intent.state, intent.confirmed_at = IntentState.confirmed, now
+    else:
+        intent.state, intent.ended_at = IntentState.not_started, now
+    intent.reason = "a person said so"
+    db.session.flush()
+
+
 def _advance(intent: StartIntent, allowed: tuple[IntentState, ...], state: IntentState) -> bool:
     """One conditional UPDATE: false when somebody else moved the intent in between. Commits."""
-    moved = db.session.execute(
+    moved = count_changed(
         sa.update(StartIntent)
         .where(StartIntent.id == intent.id, StartIntent.state.in_(allowed))
         .values(state=state)
         .execution_options(synchronize_session=False)
-    ).rowcount
+    )
     db.session.commit()
     return moved == 1
 
@@ -374,12 +407,12 @@ def _arm(intent: StartIntent, state: PrinterState, now: datetime, rules: StartRu
         bed_type=None,
         mapping=tuple(None if place is None else (place[0], place[1]) for place in kept.mapping),
     )
-    published = db.session.execute(
+    published = count_changed(
         sa.update(StartIntent)
         .where(StartIntent.id == intent.id, StartIntent.state == IntentState.uploading)
         .values(state=IntentState.published, published_at=now)
         .execution_options(synchronize_session=False)
-    ).rowcount
+    )
     if published == 1:
         printer.plate_state, printer.plate_print_id = PlateState.occupied, waiting.id
         waiting.waiting_reason = "sent to the printer, waiting for it to begin"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bambu_report import PrinterState, Spool
+from bambu_report import UNKNOWN, PrinterActivity, PrinterState, Spool
 from models import slot_of
 
 
@@ -31,6 +31,29 @@ def snapshot_of(state: PrinterState, *, current_print_id: int | None) -> dict[st
         "materials": [_spool(spool) for spool in state.spools if spool.loaded] if state.known else None,
         "can_control": state.developer_mode,
     }
+
+
+def state_from_snapshot(snapshot: dict[str, Any] | None) -> PrinterState:
+    """What the database keeps of a printer's state, as far as interlocks ask for it: for processes without a link."""
+    if not snapshot:
+        return UNKNOWN
+    spools = tuple(
+        Spool(
+            ams_id=each["ams_id"],
+            tray_id=each["tray_id"],
+            slot=each["slot"],
+            loaded=True,
+            material_type=each["material_type"],
+        )
+        for each in snapshot.get("materials") or ()
+    )
+    state = PrinterActivity(snapshot.get("state") or PrinterActivity.unknown)
+    return PrinterState(
+        known=state is not PrinterActivity.unknown,
+        state=state,
+        spools=spools,
+        developer_mode=snapshot.get("can_control"),
+    )
 
 
 def _spool(spool: Spool) -> dict[str, Any]:

@@ -185,7 +185,9 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
     printer.plate_state, printer.plate_print_id = PlateState.clear, None
     refused = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True)
     if refused.status is PrintStatus.scheduled:
-        move_print(refused, PrintStatus.failed, at=now, limits=limits, reason=f"refused by the printer: {reason}"[:2000])
+        move_print(
+            refused, PrintStatus.failed, at=now, limits=limits, reason=f"refused by the printer: {reason}"[:2000]
+        )
 
 
 def mark_unconfirmed(printer: Printer, *, now: datetime) -> None:
@@ -201,7 +203,9 @@ def mark_unconfirmed(printer: Printer, *, now: datetime) -> None:
         return
     intent.state = IntentState.unknown
     waiting = db.session.get_one(ScheduledPrint, intent.print_id)
-    waiting.waiting_reason = "sent to the printer, which does not confirm it: look at the printer, then say what happened"
+    waiting.waiting_reason = (
+        "sent to the printer, which does not confirm it: look at the printer, then say what happened"
+    )
     log.warning("start_unconfirmed", print_id=intent.print_id, printer_id=printer.id)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import requests
@@ -53,14 +52,6 @@ class Seller:
         """The prints of an order, oldest first."""
         return list(reversed(self.get("/api/bambu/scheduled-prints", order_id=order_id)))
 
-    def wait_for(self, what: str, is_there: Any) -> Any:
-        """The first true answer of `is_there()`; DemoFailed, saying `what` was waited for, when patience ends."""
-        deadline = time.monotonic() + self._stage.scene.patience_seconds
-        while not (found := is_there()):
-            if time.monotonic() > deadline:
-                raise DemoFailed(f"Waited {self._stage.scene.patience_seconds:.0f} seconds in vain: {what}.")
-            self._stage.pause(0.1)
-        return found
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         return self._sent(self._session, method, f"{self._stage.base_url}{path}", **options)

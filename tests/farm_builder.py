@@ -97,5 +97,3 @@ class Farm:
         with self.app.app_context():
             yield db.session
             db.session.rollback()
-
-

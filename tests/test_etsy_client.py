@@ -344,10 +344,12 @@ def test_paging_ends_when_every_other_receipt_leaves_the_window(
 
 def test_a_page_that_ends_early_ends_the_paging(client: EtsyClient, etsy: SimulatedEtsy) -> None:
     tokens = log_in(client)
+    before = len(etsy.requests)
     etsy.fail_next(200, {"count": 500, "results": [{"receipt_id": 1}, None, "text"]})
     etsy.fail_next(200, {"count": 500, "results": []})
     found = client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON)
     assert list(found) == [{"receipt_id": 1}]
+    assert len(etsy.requests) == before + 2
 
 
 @pytest.mark.parametrize(
@@ -482,6 +484,10 @@ def test_the_reason_of_a_refusal_is_readable(client: EtsyClient, etsy: Simulated
     with pytest.raises(Refused) as caught:
         client.get_me(tokens.access_token)
     assert str(caught.value) == "Etsy refused (400): limit: too large[31m"
+    etsy.fail_next(400, {"error": "x" * 100_000})
+    with pytest.raises(Refused) as caught:
+        client.get_me(tokens.access_token)
+    assert caught.value.message == "x" * 500
 
 
 @pytest.mark.parametrize(

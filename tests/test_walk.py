@@ -46,7 +46,9 @@ def receiver() -> Iterator[WebhookReceiver]:
 
 @pytest.fixture
 def printer() -> Iterator[SimulatedPrinter]:
-    with SimulatedPrinter("01P00A000000001", "12345678", model="P1S", speed=1200, spools=[Spool("PLA", "#112233")]) as made:
+    with SimulatedPrinter(
+        "01P00A000000001", "12345678", model="P1S", speed=1200, spools=[Spool("PLA", "#112233")]
+    ) as made:
         yield made
 
 
@@ -141,3 +143,93 @@ def test_an_order_becomes_a_finished_print(
     ]
     assert mail.messages[1]["To"] == "seller@example.com"
     eventually(lambda: not list(printer.files.glob("farm-*")))
+
+
+def start_a_long_print(farm: Farm, printer: SimulatedPrinter) -> tuple[int, int]:
+    """(printer's id, print's id), with the print running at a speed at which it does not end by itself."""
+    added = connect(farm, printer)
+    farm.add_material(added["id"], slot=0, color="#112233")
+    file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
+    clear_plate(farm, added["id"])
+    made = farm.add_print(added["id"], print_file_id=file["id"], material_type="PLA", status="scheduled")
+    eventually(lambda: (farm.get_print(made["id"]) or {})["status"] == "started")
+    printer.speed = 30
+    return added["id"], made["id"]
+
+
+def state_of(farm: Farm, printer_id: int) -> str:
+    return str(farm.get(f"/api/printers/{printer_id}").json["status"])
+
+
+def test_pause_resume_and_stop_reach_the_printer(live_farm: Farm, printer: SimulatedPrinter) -> None:
+    printer_id, print_id = start_a_long_print(live_farm, printer)
+    eventually(lambda: state_of(live_farm, printer_id) == "printing")
+    paused = live_farm.post(f"/api/bambu/scheduled-prints/{print_id}/pause")
+    assert (paused.status_code, paused.json["status"]) == (200, "started")
+    assert state_of(live_farm, printer_id) == "paused"
+    resumed = live_farm.post(f"/api/bambu/scheduled-prints/{print_id}/resume")
+    assert resumed.status_code == 200
+    eventually(lambda: state_of(live_farm, printer_id) == "printing")
+    stopped = live_farm.post(f"/api/bambu/scheduled-prints/{print_id}/stop")
+    assert (stopped.status_code, stopped.json["status"]) == (200, "failed")
+    assert stopped.json["failed_reason"] == "stopped by a person"
+
+
+def test_a_running_print_is_stopped_before_it_is_deleted(live_farm: Farm, printer: SimulatedPrinter) -> None:
+    printer_id, print_id = start_a_long_print(live_farm, printer)
+    answer = live_farm.delete(f"/api/bambu/scheduled-prints/{print_id}")
+    assert (answer.status_code, answer.json["id"]) == (200, print_id)
+    assert live_farm.get_print(print_id) is None
+    assert [command.command for command in printer.commands].count("stop") == 1
+    assert state_of(live_farm, printer_id) == "failed"
+
+
+def test_deleting_a_running_print_changes_nothing_when_the_printer_is_gone(
+    live_farm: Farm, printer: SimulatedPrinter
+) -> None:
+    printer_id, print_id = start_a_long_print(live_farm, printer)
+    printer.pull_plug()
+    answer = live_farm.delete(f"/api/bambu/scheduled-prints/{print_id}")
+    assert (answer.status_code, answer.json["code"]) == (502, "not_confirmed")
+    kept = live_farm.get_print(print_id)
+    assert kept is not None and kept["status"] == "started"
+    assert live_farm.post(f"/api/bambu/scheduled-prints/{print_id}/pause").status_code in (409, 502)
+
+
+def test_a_print_that_breaks_at_the_printer_fails_with_its_reason(live_farm: Farm, printer: SimulatedPrinter) -> None:
+    _, print_id = start_a_long_print(live_farm, printer)
+    printer.fail(0x03008003)
+    failed = eventually(lambda: (found := live_farm.get_print(print_id)) and found["status"] == "failed" and found)
+    assert "0300-8003" in failed["failed_reason"]
+
+
+def test_a_refused_start_fails_and_says_what_to_do(live_farm: Farm, printer: SimulatedPrinter) -> None:
+    added = connect(live_farm, printer)
+    live_farm.add_material(added["id"], slot=0)
+    file = live_farm.add_file(make_sliced_file(None, [Plate(minutes=30)], model_id="N2S"))
+    clear_plate(live_farm, added["id"])
+    made = live_farm.add_print(added["id"], print_file_id=file["id"], material_type="PLA", status="scheduled")
+    failed = eventually(lambda: (found := live_farm.get_print(made["id"])) and found["status"] == "failed" and found)
+    assert failed["failed_reason"].startswith("refused by the printer: ")
+    assert len(printer.starts) == 1
+
+
+def test_a_person_s_put_does_not_contradict_the_printer(live_farm: Farm, printer: SimulatedPrinter) -> None:
+    _, print_id = start_a_long_print(live_farm, printer)
+    answer = live_farm.put(f"/api/bambu/scheduled-prints/{print_id}", {"status": "completed"})
+    assert (answer.status_code, answer.json["code"]) == (409, "printer_says_otherwise")
+
+
+def test_a_wrong_access_code_is_said_and_starts_nothing(live_farm: Farm, printer: SimulatedPrinter) -> None:
+    added = connect(live_farm, printer)
+    eventually(lambda: state_of(live_farm, added["id"]) == "idle")
+    path = f"/api/printer-connections/{added['connection_id']}"
+    assert live_farm.put(path, {"access_code": "87654321"}).status_code == 200
+    status = eventually(
+        lambda: (found := live_farm.get(f"{path}/status").json)["connection_status"] == "unauthorized" and found
+    )
+    assert "code" in status["reason"]
+    made = live_farm.add_print(added["id"])
+    released = live_farm.post(f"/api/bambu/scheduled-prints/{made['id']}/start").json
+    assert (released["status"], released["waiting_reason"]) == ("scheduled", "it has no sliced file")
+    assert printer.starts == []
