@@ -163,18 +163,22 @@ def _harden(response: Response) -> Response:
 
 
 def configure_logging() -> None:
-    """One JSON object a line, so that no text from a printer or a buyer can forge a line."""
+    """One JSON object a line, our own and the libraries', so that no text of a printer or a buyer can forge a line."""
+    shared = (
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    )
+    write = structlog.processors.JSONRenderer(ensure_ascii=True)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=True),
-        ],
+        processors=[*shared, write],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
+    handler = logging.StreamHandler()
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=write))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def serve(app: Flask, settings: Settings) -> None:

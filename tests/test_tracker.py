@@ -1,0 +1,264 @@
+"""What a printer's reports mean for our prints: edges of identified prints, never a bare FINISH."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from bambu_client import Answer
+from bambu_report import PrinterActivity, PrinterState
+from farm import tracker
+from models import (
+    CommandKind,
+    CommandState,
+    IntentState,
+    PlateState,
+    Printer,
+    PrinterCommand,
+    StartIntent,
+    db,
+)
+from tests.conftest import Clock
+from tests.farm_builder import Farm
+from tests.test_starter import Bench
+
+OURS = "100001"
+
+
+class Track:
+    """A published start, and the printer's reports as the test tells them."""
+
+    def __init__(self, farm: Farm, clock: Clock) -> None:
+        self.bench = Bench(farm, clock)
+        self.bench.start()
+        self.farm, self.clock = farm, clock
+        self.since: datetime | None = None
+        self.last: PrinterActivity | None = None
+
+    def hear(self, state: str, submission_id: str | None = OURS, **fields: object) -> int | None:
+        heard = PrinterState(known=True, state=PrinterActivity(state), submission_id=submission_id)
+        heard = replace(heard, **fields)  # type: ignore[arg-type]
+        if heard.state is not self.last:
+            self.last, self.since = heard.state, self.clock()
+        assert self.since is not None
+        with self.farm.database():
+            printer = db.session.get_one(Printer, self.bench.printer_id)
+            limits = self.farm.app.extensions["parts"].limits
+            current = tracker.apply(printer, heard, in_state_since=self.since, now=self.clock(), limits=limits)
+            db.session.commit()
+            return current
+
+    @property
+    def status(self) -> str:
+        found = self.farm.get_print(self.bench.print_id)
+        assert found is not None
+        return str(found["status"])
+
+    @property
+    def failed_reason(self) -> str | None:
+        found = self.farm.get_print(self.bench.print_id)
+        assert found is not None
+        return found["failed_reason"]
+
+    def kinds(self) -> list[str]:
+        path = f"/api/bambu/scheduled-prints/{self.bench.print_id}/events"
+        return [event["kind"] for event in self.farm.get(path).json]
+
+
+@pytest.fixture
+def track(farm: Farm, clock: Clock) -> Iterator[Track]:
+    yield Track(farm, clock)
+
+
+def test_a_print_is_started_when_its_own_id_is_reported_active(track: Track) -> None:
+    assert track.hear("preparing") == track.bench.print_id
+    assert track.status == "started"
+    assert track.bench.intents() == [IntentState.confirmed]
+    track.hear("printing", progress_percent=40)
+    found = track.farm.get_print(track.bench.print_id)
+    assert found is not None and found["progress_percent"] == 40
+
+
+@pytest.mark.parametrize("submission_id", [None, "0", "99", "100002", "٣", "x" * 40, "-1"])
+def test_another_id_starts_nothing_of_ours(track: Track, submission_id: str | None) -> None:
+    assert track.hear("printing", submission_id) is None
+    assert track.status == "scheduled"
+    track.hear("finished", submission_id)
+    assert track.status == "scheduled"
+
+
+def test_an_old_finish_that_lags_behind_ends_nothing(track: Track) -> None:
+    track.hear("finished", OURS, progress_percent=100)
+    assert track.status == "scheduled"
+    assert track.bench.intents() == [IntentState.published]
+    track.hear("printing")
+    assert track.status == "started"
+    track.hear("finished")
+    assert track.status == "completed"
+
+
+def test_a_finish_is_told_once_however_often_it_is_reported(track: Track) -> None:
+    track.hear("printing")
+    for _ in range(5):
+        track.hear("finished")
+    assert track.kinds().count("print.completed") == 1
+    spool = track.farm.get(f"/api/bambu/materials/{track.bench.printer_id}").json[0]
+    assert spool["used_grams"] == 20
+
+
+def test_a_print_that_ended_while_we_were_away_is_settled(track: Track) -> None:
+    track.clock.forward(minutes=10)
+    track.hear("finished")
+    assert track.status == "completed"
+    assert track.kinds()[-2:] == ["print.started", "print.completed"]
+
+
+def test_the_first_report_after_a_restart_announces_nothing_new(track: Track) -> None:
+    track.hear("printing")
+    before = track.kinds()
+    track.last = None
+    track.hear("printing")
+    assert track.kinds() == before
+
+
+def test_an_unknown_state_changes_nothing(track: Track) -> None:
+    track.hear("printing")
+    track.hear("finished", OURS, known=False)
+    assert track.status == "started"
+
+
+def test_a_failure_waits_for_its_reason_and_no_longer_than_ten_seconds(track: Track) -> None:
+    track.hear("printing")
+    track.hear("failed")
+    assert track.status == "started"
+    track.clock.forward(seconds=5)
+    track.hear("failed", print_error="0300-400C", cancelled=True)
+    assert (track.status, track.failed_reason) == ("failed", "stopped by a person at the printer")
+
+
+def test_a_failure_without_a_reason_is_one_after_ten_seconds(track: Track) -> None:
+    track.hear("printing")
+    track.hear("failed")
+    track.clock.forward(seconds=10)
+    track.hear("failed")
+    assert (track.status, track.failed_reason) == ("failed", "the printer reports a failure without a reason")
+
+
+def test_what_a_person_recorded_first_stays(track: Track) -> None:
+    track.hear("printing")
+    with track.farm.database():
+        track.bench.hear()
+        db.session.commit()
+    answer = track.farm.put(
+        f"/api/bambu/scheduled-prints/{track.bench.print_id}", {"status": "failed", "failed_reason": "spaghetti"}
+    )
+    assert answer.status_code == 200, answer.text
+    track.hear("finished")
+    assert (track.status, track.failed_reason) == ("failed", "spaghetti")
+
+
+@pytest.mark.parametrize(
+    ("state", "plate"), [("printing", "occupied"), ("paused", "occupied"), ("idle", "clear"), ("finished", "clear")]
+)
+def test_any_running_print_occupies_the_plate(track: Track, state: str, plate: str) -> None:
+    track.bench.change(Printer, plate_state=PlateState.clear, plate_print_id=None)
+    track.hear(state, "77")
+    shown = track.farm.get(f"/api/printers/{track.bench.printer_id}").json
+    assert shown["plate_state"] == plate
+
+
+def test_on_first_contact_the_plate_counts_as_occupied(track: Track) -> None:
+    track.bench.change(Printer, plate_state=PlateState.unknown, plate_print_id=None)
+    track.hear("idle", None)
+    assert track.farm.get(f"/api/printers/{track.bench.printer_id}").json["plate_state"] == "occupied"
+
+
+def test_a_late_click_cannot_clear_the_next_print(track: Track) -> None:
+    track.hear("printing")
+    track.hear("finished")
+    path = f"/api/printers/{track.bench.printer_id}/plate-cleared"
+    assert track.farm.post(path, {"print_id": None}).status_code == 409
+    answer = track.farm.post(path, {"print_id": track.bench.print_id})
+    assert (answer.status_code, answer.json["plate_state"]) == (200, "clear")
+
+
+def test_a_running_plate_cannot_be_cleared(track: Track) -> None:
+    track.hear("printing")
+    path = f"/api/printers/{track.bench.printer_id}/plate-cleared"
+    assert track.farm.post(path, {"print_id": track.bench.print_id}).status_code == 409
+
+
+def test_an_explicit_refusal_fails_the_print_and_frees_printer_and_plate(track: Track) -> None:
+    refused = Answer("project_file", "20001", False, "0500-4037", "fail", OURS)
+    with track.farm.database():
+        printer = db.session.get_one(Printer, track.bench.printer_id)
+        tracker.apply_answer(printer, refused, now=track.clock(), limits=track.farm.app.extensions["parts"].limits)
+        db.session.commit()
+    assert track.status == "failed"
+    assert (track.failed_reason or "").startswith("refused by the printer")
+    assert track.bench.intents() == [IntentState.refused]
+    assert track.farm.get(f"/api/printers/{track.bench.printer_id}").json["plate_state"] == "clear"
+
+
+@pytest.mark.parametrize("accepted", [True, None])
+def test_an_acceptance_proves_nothing(track: Track, accepted: bool | None) -> None:
+    with track.farm.database():
+        printer = db.session.get_one(Printer, track.bench.printer_id)
+        answer = Answer("project_file", "20001", accepted, None, None, OURS)
+        tracker.apply_answer(printer, answer, now=track.clock(), limits=track.farm.app.extensions["parts"].limits)
+        db.session.commit()
+    assert track.status == "scheduled"
+
+
+CAME_TRUE: dict[CommandKind, tuple[str, str]] = {
+    CommandKind.pause: ("printing", "paused"),
+    CommandKind.resume: ("paused", "printing"),
+    CommandKind.stop: ("printing", "failed"),
+}
+
+
+@pytest.mark.parametrize("kind", CAME_TRUE)
+def test_a_command_is_done_when_the_report_shows_it(track: Track, kind: CommandKind) -> None:
+    before, after = CAME_TRUE[kind]
+    track.hear("printing")
+    with track.farm.database():
+        now = track.clock()
+        db.session.add(
+            PrinterCommand(
+                user_id=track.farm.user["id"],
+                printer_id=track.bench.printer_id,
+                print_id=track.bench.print_id,
+                kind=kind,
+                state=CommandState.sent,
+                requested_at=now,
+                expires_at=now + timedelta(seconds=20),
+            )
+        )
+        db.session.commit()
+    track.hear(before)
+    assert _command_state(track.farm) is CommandState.sent
+    track.hear(after)
+    assert _command_state(track.farm) is CommandState.done
+    if kind is CommandKind.stop:
+        assert (track.status, track.failed_reason) == ("failed", "stopped by a person")
+
+
+def _command_state(farm: Farm) -> CommandState:
+    with farm.database():
+        return db.session.execute(sa.select(PrinterCommand.state)).scalar_one()
+
+
+def test_a_worker_that_died_before_sending_leaves_the_print_to_the_next(farm: Farm, clock: Clock) -> None:
+    bench = Bench(farm, clock)
+    bench.start()
+    bench.change(StartIntent, state=IntentState.uploading, published_at=None)
+    with farm.database():
+        tracker.withdraw_unsent(clock())
+        db.session.commit()
+    assert bench.intents() == [IntentState.withdrawn]
+    bench.change(Printer, plate_state=PlateState.clear)
+    assert bench.start() == bench.print_id
