@@ -1,12 +1,12 @@
-# The image of the application: web, worker and the one-shot that makes the secrets are the same image with another command.
+# The image of the application: web, worker and the one-shot that makes the secrets differ only in their command.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS packages
-COPY requirements.txt ./
+COPY requirements.txt /requirements.txt
 # Wheels only, so that neither this stage nor the next needs a compiler. The environment gets no pip of its own.
 RUN python -m venv --without-pip /opt/venv \
  && python -m pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
-        --only-binary :all: --require-hashes -r requirements.txt
+        --only-binary :all: --require-hashes -r /requirements.txt
 
 FROM ${PYTHON_IMAGE}
 COPY --from=packages /opt/venv /opt/venv
@@ -17,8 +17,8 @@ COPY api/ api/
 COPY farm/ farm/
 COPY migrations/ migrations/
 COPY templates/ templates/
-# A root that is read-only at run time keeps no bytecode, hence it is compiled here. A volume takes over the owner and mode
-# of the folder it is first mounted on.
+# A root that is read-only at run time keeps no bytecode, hence it is compiled here. A volume takes over the owner and
+# mode of the folder it is first mounted on.
 RUN /opt/venv/bin/python -m compileall -q . \
  && install -d -o 10001 -g 10001 -m 0750 /data /secrets
 ENV PATH=/opt/venv/bin:$PATH \

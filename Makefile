@@ -15,7 +15,8 @@ help: ## Show this list
 
 venv: $(STAMP) ## Build .venv from the locks (PYTHON=... picks the interpreter)
 
-# A name on the PATH proves nothing: version managers leave names behind that do not run, and Debian's python3 has no ensurepip.
+# A name on the PATH proves nothing: version managers leave names behind that do not run, and Debian's python3 comes
+# without ensurepip.
 $(STAMP): requirements.txt requirements-dev.txt
 	@for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)) ""; do \
 		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
@@ -28,7 +29,7 @@ $(STAMP): requirements.txt requirements-dev.txt
 	echo "Building $(VENV) with $$("$$python" --version)"; \
 	"$$python" -m venv --clear $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements-dev.txt
-	@# All at once and on every core; a few packages carry templates that are no valid Python, hence "or true".
+	@# All at once and on every core; a few packages carry files that are no valid Python, hence "or true".
 	@$(PY) -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
@@ -61,9 +62,11 @@ prove: $(STAMP) ## The long forms of the promises: thousands of cases, kills and
 lock: $(STAMP) ## Pin requirements*.in with hashes (UPGRADE=1 takes the newest)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
+		--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+		requirements.in -o requirements.txt
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) requirements.in requirements-dev.in -o requirements-dev.txt
+		--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+		requirements.in requirements-dev.in -o requirements-dev.txt
 
 clean: ## Remove .venv and all caches; data and secrets in instance/ stay
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache

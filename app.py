@@ -179,6 +179,8 @@ def configure_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=write))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # It gives itself a level when it has none, and would write a line a request.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
 
 
 def serve(app: Flask, settings: Settings) -> None:

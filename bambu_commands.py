@@ -231,13 +231,13 @@ def answers(message: Mapping[str, Any]) -> Iterator[tuple[str, Answer]]:
     """(section, answer) for every answer in a decoded message. The screen's own commands are answered here too."""
     for section in ("print", "system", "camera", "xcam"):
         fields = message.get(section)
-        if type(fields) is dict and type(fields.get("sequence_id")) is str:
-            command = fields.get("command", "")
-            if type(command) is str and command != "push_status":
-                yield section, _answer(command, fields)
+        if type(fields) is dict:
+            command, sequence_id = fields.get("command", ""), fields.get("sequence_id")
+            if type(command) is str and command != "push_status" and type(sequence_id) in (str, int):
+                yield section, _answer(command, str(sequence_id), fields)
 
 
-def _answer(command: str, fields: Mapping[str, Any]) -> Answer:
+def _answer(command: str, sequence_id: str, fields: Mapping[str, Any]) -> Answer:
     number = _error_number(fields.get("err_code")) or _error_number(fields.get("errno"))
     result = fields.get("result")
     accepted: bool | None
@@ -252,7 +252,7 @@ def _answer(command: str, fields: Mapping[str, Any]) -> Answer:
     submission = _plain(fields.get("subtask_id"))
     return Answer(
         command,
-        fields["sequence_id"],
+        sequence_id,
         accepted,
         error_code(number) if number else None,
         _plain(fields.get("reason")),

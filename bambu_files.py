@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from bambu_ftp import DataHangs, ImplicitFtp, SourceFailed
+from bambu_ftp import DataHangs, ImplicitFtp, SourceFailed, TooSlow
 from bambu_models import model_of_serial
 from bambu_tls import IdentityRefused, PrinterTlsContext, Trust
 from bambu_wire import USER_NAME
@@ -120,6 +120,8 @@ class PrinterStorage:
 
         try:
             self._do(send, UploadFailed)
+        except TooSlow:
+            raise UploadFailed("the upload was too slow and was given up", retry=True) from None
         except SourceFailed as failed:
             raise (failed.__cause__ or failed) from None
 
@@ -206,7 +208,7 @@ class PrinterStorage:
         except (OSError, EOFError):
             raise fault("the connection to the printer's storage broke or could not be made", retry=True) from None
         except (ValueError, OverflowError):  # numbers that are none in a reply
-            raise fault("the printer's storage made no sense", retry=True) from None
+            raise fault(_NO_SENSE, retry=True) from None
         finally:
             if ftp is not None:
                 ftp.close()
@@ -226,6 +228,7 @@ def _check_name(remote_name: str) -> None:
         raise ValueError("a remote name is short, ASCII and without blanks")
 
 
+_NO_SENSE = "the printer's storage answered something that makes no sense"
 _REFUSALS = {
     "421": ("the printer's storage is busy", True),
     "425": ("the printer could not open a data connection", True),
@@ -244,7 +247,8 @@ _REFUSALS = {
 
 def _refused(refusal: ftplib.Error, fault: type[StorageFault]) -> StorageFault:
     code = str(refusal)[:3]
-    reason, retry = _REFUSALS.get(code, ("", isinstance(refusal, ftplib.error_temp)))
-    if not reason:
-        reason = f"the printer's storage refused ({code})" if code.isdigit() else "the printer's storage made no sense"
+    if not isinstance(refusal, ftplib.error_temp | ftplib.error_perm):
+        return fault(_NO_SENSE, retry=True)
+    otherwise = (f"the printer's storage refused ({code})", isinstance(refusal, ftplib.error_temp))
+    reason, retry = _REFUSALS.get(code, otherwise)
     return fault(reason, retry=retry)

@@ -27,6 +27,10 @@ class DataHangs(TimeoutError):
     """The printer stopped taking data, over an encrypted channel."""
 
 
+class TooSlow(Exception):
+    """The deadline passed while data was still moving."""
+
+
 class SourceFailed(Exception):
     """The local side of a transfer raised; that exception is the cause."""
 
@@ -86,7 +90,7 @@ class ImplicitFtp(ftplib.FTP_TLS):
     ) -> None:
         """Sends so many bytes of `source`; `deadline` is a time of time.monotonic. The caller compares sizes after.
 
-        Raises SourceFailed, TimeoutError when late, DataHangs when stuck, ftplib.Error for a refusal. A reply that
+        Raises SourceFailed, TooSlow, DataHangs when nothing moves, and ftplib.Error for a refusal. A reply that
         says the transfer failed (426) raises nothing: it has been seen for files that were complete.
         """
         data = self._open_data(f"STOR {name}")
@@ -106,7 +110,7 @@ class ImplicitFtp(ftplib.FTP_TLS):
                 if on_progress is not None:
                     _tell(on_progress, sent)
                 if time.monotonic() > deadline:
-                    raise TimeoutError
+                    raise TooSlow
         finally:
             data.close()
         self._closing_reply(_REFUSAL_SECONDS if broke else reply_seconds)

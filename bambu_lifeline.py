@@ -219,15 +219,13 @@ class Lifeline:
                     selector.modify(number, wanted)
                     watched = wanted
                 happened = 0
-                patience = 0.0 if wire.has_more else session.next_due(time.monotonic())
-                for key, events in selector.select(patience):
+                for key, events in selector.select(session.next_due(time.monotonic())):
                     if key.fd == number:
                         happened = events
                     else:
                         self._drain_wake()
                 wire.pump(
-                    readable=wire.has_more or bool(happened & selectors.EVENT_READ),
-                    writable=bool(happened & selectors.EVENT_WRITE),
+                    readable=bool(happened & selectors.EVENT_READ), writable=bool(happened & selectors.EVENT_WRITE)
                 )
                 if wire.ending is not None:
                     raise _ending(wire.ending, session)
@@ -239,6 +237,7 @@ class Lifeline:
                     raise _Over("the printer answers no commands; connecting anew", line_works=True)
                 if session.trouble is not None:
                     self._note(self.view.status, session.trouble)
+                self._note_absence()
 
     def _drain_wake(self) -> None:
         try:
@@ -253,9 +252,8 @@ class Lifeline:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_out, selectors.EVENT_READ)
             while not self._closing and (left := until - time.monotonic()) > 0:
+                self._note_absence()
                 if self.view.status is LinkStatus.connecting:
-                    if self._is_away():
-                        self._note(LinkStatus.offline, self.view.reason)
                     left = min(left, max(0.01, self._timings.offline / 10))
                 if selector.select(left):
                     self._drain_wake()
@@ -268,6 +266,10 @@ class Lifeline:
     def _is_away(self) -> bool:
         return self._heard_last is None or time.monotonic() - self._heard_last > self._timings.offline
 
+    def _note_absence(self) -> None:
+        if self.view.status is LinkStatus.connecting and self.view.reason is not None and self._is_away():
+            self._note(LinkStatus.offline, self.view.reason)
+
     def _settle(self, reason: str, status: LinkStatus | None) -> None:
         self._note(status or (LinkStatus.offline if self._is_away() else LinkStatus.connecting), reason)
 
@@ -277,15 +279,14 @@ class Lifeline:
             self._call(self._tell_link, status, reason)
 
     def _heard(self, heard: Heard) -> None:
-        self._heard_last = time.monotonic()
         view = self.view
-        self.view = replace(
-            view,
-            # The last known state stands until this connection knows better.
-            state=heard.after if heard.after.known or not view.state.known else view.state,
-            heard_at=heard.heard_at,
-            full_heard_at=heard.heard_at if heard.full else view.full_heard_at,
-        )
+        if heard.after.known:
+            self._heard_last = time.monotonic()
+            full_heard_at = heard.heard_at if heard.full else view.full_heard_at
+            self.view = replace(view, state=heard.after, heard_at=heard.heard_at, full_heard_at=full_heard_at)
+        elif not view.state.known:
+            # Otherwise the last known state stands until this connection knows better.
+            self.view = replace(view, state=heard.after)
         if heard.full:
             self._failures = 0
             self._note(LinkStatus.connected, None)

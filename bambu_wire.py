@@ -24,7 +24,6 @@ from bambu_tls import PrinterTlsContext
 USER_NAME = "bblp"
 # A command must not leave the kernel's send buffer long after it was written, when a dead line comes back.
 _UNACKNOWLEDGED_SECONDS = 15
-_PACKETS_AT_ONCE = 32  # then requests and timers get their turn, however fast a printer talks
 _BAD_LOGIN = (134, 135)  # CONNACK 4 and 5 in MQTT 5's numbers, which paho uses for both versions
 _SERVER_UNAVAILABLE = 136  # CONNACK 3
 
@@ -68,8 +67,6 @@ class Wire:
         self._keepalive_seconds = keepalive_seconds
         self._on_ready, self._on_payload = on_ready, on_payload
         self.ending: Ending | None = None
-        # Bytes wait that TLS has decrypted already: the socket no longer announces them.
-        self.has_more = False
         self._subscribed_just_now = False
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -118,21 +115,15 @@ class Wire:
             self._on_ready()
 
     def _read(self) -> None:
-        self.has_more = False
-        for _ in range(_PACKETS_AT_ONCE):
-            if self.ending is not None:
-                return
+        while self.ending is None:
             result = self._client.loop_read()
-            if result != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                self._end(Ending.lost)
-                return
             connection = self._socket()
-            if connection is None:
+            if result != MQTTErrorCode.MQTT_ERR_SUCCESS or connection is None:
                 self._end(Ending.lost)
                 return
+            # What TLS has decrypted already (at most one record, 16 kB) is no longer announced by the socket.
             if not connection.pending():
                 return
-        self.has_more = True
 
     def publish(self, payload: bytes) -> None:
         """Hands one message to the socket, at QoS 0: it is never repeated. Raises NotSent if provably nothing went out.

@@ -7,6 +7,7 @@ printers and Etsy; what they say and are told goes over real sockets.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -22,6 +23,8 @@ from simulator.demo_stage import ROOT, DemoFailed, Interrupted, Scene, Stage, sh
 from simulator.demo_walk import Walk
 
 INTERRUPTED = 130
+# Faster, and a state may come and go between two looks.
+FASTEST = 600
 
 
 def run(scene: Scene, screen: Screen, stop: threading.Event, *, once: bool) -> int:
@@ -31,7 +34,7 @@ def run(scene: Scene, screen: Screen, stop: threading.Event, *, once: bool) -> i
     """
     screen.begin(
         "From an Etsy order to a finished print",
-        "The app is real and so is every connection; Etsy and the two printers are simulated. Nothing leaves this machine.",
+        "The app and every connection are real. Etsy and the two printers are simulated; nothing leaves this machine.",
     )
     checks = CheckList()
     try:
@@ -40,11 +43,16 @@ def run(scene: Scene, screen: Screen, stop: threading.Event, *, once: bool) -> i
             try:
                 walk.play()
             except DemoFailed as error:
-                screen.fail(str(error))
                 checks.break_off(str(error))
             screen.list_checks(checks.findings)
             if not checks.is_whole:
-                screen.close([f"Not everything was seen to happen. The app's log is {shown_path(stage.log_path)}"])
+                screen.close(
+                    [
+                        "Not everything was seen to happen.",
+                        *checks.reasons,
+                        f"The app's log: {shown_path(stage.log_path)}",
+                    ]
+                )
                 return 1
             if once:
                 screen.close(["Everything was seen to happen."])
@@ -75,33 +83,34 @@ def _farewell(stage: Stage) -> list[str]:
         "",
         f"  API    {url}/api",
         f"  Docs   {url}/api/docs",
-        f"  Login  {EMAIL}  {PASSWORD}",
+        f"  Login  {EMAIL} with the password {PASSWORD}",
         f"  Log    {shown_path(stage.log_path)}",
         "",
-        "Try it. Log in and keep the token:",
+        "Try it from another terminal. Log in:",
         "",
-        f"TOKEN=$(curl -s {url}/api/auth/login -H 'Content-Type: application/json' \\",
+        f"API={url}/api",
+        "TOKEN=$(curl -s $API/auth/login -H 'Content-Type: application/json' \\",
         f"""  -d '{{"email": "{EMAIL}", "password": "{PASSWORD}"}}' \\""",
         """  | python3 -c 'import json, sys; print(json.load(sys.stdin)["token"])')""",
         "",
         "Look at the printers:",
         "",
-        f'curl -s -H "Authorization: Bearer $TOKEN" {url}/api/printers',
+        'curl -s -H "Authorization: Bearer $TOKEN" $API/printers',
         "",
-        "Another order has come in at Etsy. Import it, and queue its prints on Left:",
+        f"Another order has come in at Etsy. Import it, and queue its prints on {stage.posts[0].name}:",
         "",
-        f'curl -s -X POST -H "Authorization: Bearer $TOKEN" {url}/api/orders/sync',
-        f'curl -s -X POST -H "Authorization: Bearer $TOKEN" {url}/api/orders/2/schedule-prints \\',
+        'curl -s -X POST -H "Authorization: Bearer $TOKEN" $API/orders/sync',
+        'curl -s -H "Authorization: Bearer $TOKEN" $API/orders/2/schedule-prints \\',
         f"""  -H 'Content-Type: application/json' -d '{{"printer_id": {stage.posts[0].printer_id}}}'""",
         "",
-        "Each of them starts with POST /api/bambu/scheduled-prints/<id>/start; the docs have the rest.",
+        "Each print starts with POST $API/bambu/scheduled-prints/<id>/start.",
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="One Etsy order becomes a finished print, simulated.")
     parser.add_argument("--once", action="store_true", help="end after one round: 0 if everything was seen to happen")
-    parser.add_argument("--speed", type=float, default=240.0, help="the printers' seconds per real second (default 240)")
+    parser.add_argument("--speed", type=float, default=240.0, help="the printers' seconds per real one (default 240)")
     parser.add_argument("--port", type=int, default=5000, help="the app's, or the next free one (default 5000)")
     parser.add_argument(
         "--folder",
@@ -110,16 +119,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="database, files and log; emptied at the start (default instance/demo)",
     )
     chosen = parser.parse_args(arguments)
+    if not 1 <= chosen.speed <= FASTEST:
+        parser.error(f"--speed is a number from 1 to {FASTEST}")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Only a mark is left: what waits looks at it, so that everything is put away in its order.
         signal.signal(number, lambda *_: stop.set())
     # The simulators' own words (a connection that was cut) must not run through the picture.
     logging.getLogger().addHandler(logging.NullHandler())
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     scene = Scene(folder=chosen.folder, first_port=chosen.port, speed=chosen.speed)
-    return run(scene, choose_screen(sys.stdout, os.environ), stop, once=chosen.once)
+    try:
+        return run(scene, choose_screen(sys.stdout, os.environ), stop, once=chosen.once)
+    except OSError:
+        # The terminal or the reader of the pipe is gone: everything is put away by now, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

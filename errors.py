@@ -162,6 +162,12 @@ def _from_illegal_move(error: IllegalMove) -> Response:
     )
 
 
+def _is_race(error: IntegrityError) -> bool:
+    """A broken UNIQUE or FOREIGN KEY can come of two requests at once; a broken NOT NULL or CHECK is a fault of ours."""
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return state in ("23505", "23503") or str(error.orig).startswith(("UNIQUE constraint", "FOREIGN KEY constraint"))
+
+
 def _from_integrity_error(error: IntegrityError) -> Response:
     # Two requests raced past the same check: the database let one through. Nothing of this one was written.
     log.warning("integrity_error", kind=type(error.orig).__name__)
@@ -208,7 +214,7 @@ def init_app(app: Flask) -> None:
                 return problem_response(
                     409, "conflict", "Somebody else changed this at the same moment. Read it again."
                 )
-            case IntegrityError():
+            case IntegrityError() if _is_race(error):
                 return _from_integrity_error(error)
             case _ if _is_out_of_reach(error):
                 return _from_unreachable_database(error)

@@ -220,6 +220,9 @@ def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: da
         .options(selectinload(Order.items))
     ).scalar_one_or_none()
     is_new = order is None
+    # Whatever reads the database comes before the new row: reading flushes, and the row is not whole yet.
+    customer_id = _upsert_customer(user_id, imported, now)
+    currency = imported.currency or db.session.get_one(Shop, shop_id).currency
     if order is None:
         order = Order(
             user_id=user_id,
@@ -229,8 +232,7 @@ def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: da
             created_at=now,
         )
         db.session.add(order)
-    currency = imported.currency or db.session.get_one(Shop, shop_id).currency
-    order.customer_id = _upsert_customer(user_id, imported, now)
+    order.customer_id = customer_id
     order.buyer_name = imported.buyer_name or UNKNOWN_BUYER
     order.status = OrderStatus(imported.status)
     order.etsy_status = imported.etsy_status[:64] if imported.etsy_status else None
@@ -336,14 +338,17 @@ def schedule_order_prints(
         Invalid: a quantity that cannot be planned.
     """
     now = now or datetime.now(UTC)
+    # Locked against being removed meanwhile, and before the order: the worker takes them in this order, too.
+    printer_exists = db.session.execute(
+        sa.select(Printer.id)
+        .where(Printer.user_id == user_id, Printer.id == printer_id, Printer.deleted_at.is_(None))
+        .with_for_update(read=True)
+    ).scalar_one_or_none()
     order = db.session.execute(
         sa.select(Order)
         .where(Order.user_id == user_id, Order.id == order_id)
         .options(selectinload(Order.items))
         .with_for_update(of=Order)
-    ).scalar_one_or_none()
-    printer_exists = db.session.execute(
-        sa.select(Printer.id).where(Printer.user_id == user_id, Printer.id == printer_id, Printer.deleted_at.is_(None))
     ).scalar_one_or_none()
     if order is None or printer_exists is None:
         raise NotFound

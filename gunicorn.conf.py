@@ -2,11 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from app import configure_logging
 from settings import Settings, SettingsError
-
-configure_logging()
 
 try:
     _settings = Settings.from_environment()
@@ -30,3 +28,10 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 # Nobody steers this process from outside, and its socket would need a writable home.
 control_socket_disable = True
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Log in the application's own form, as `python app.py` and `python worker.py` do."""
+    from app import configure_logging
+
+    configure_logging()

@@ -179,7 +179,7 @@ class _Connection(http.client.HTTPConnection):
             raise
 
     def _connected(self, bounds: Bounds) -> socket.socket:
-        failure: OSError = OSError("no address to connect to")
+        failure: OSError = OSError("the host name has no address")
         for tried, address in enumerate(self._addresses):
             share = bounds.seconds_left() / (len(self._addresses) - tried)
             try:

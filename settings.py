@@ -115,6 +115,8 @@ class Settings(BaseModel):
             faults.append("CORS_ORIGINS must list exact origins, not *")
         if self.smtp_host and not self.smtp_from:
             faults.append("SMTP_FROM is needed with SMTP_HOST")
+        if self.smtp_host and self.smtp_tls == "none" and not is_loopback(self.smtp_host):
+            faults.append("SMTP_TLS=none is only for a mail server on this machine: use starttls or tls")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -150,6 +152,13 @@ class Settings(BaseModel):
             raise SettingsError(
                 "; ".join(f"{'.'.join(map(str, e['loc'])).upper()} {e['msg']}".strip() for e in error.errors())
             ) from None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _weakness(secret: str, *, strict: bool) -> str | None:

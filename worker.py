@@ -98,9 +98,10 @@ class Worker:
             threading.Thread(target=self._run, name="worker"),
             threading.Thread(target=self._run_sender, name="sender"),
         ]
+        self._webhooks = WebhookSender(self._settings.webhook_allowed_networks, clock=self._clock)
         self._sender = Sender(
             mail=_mail_sender(self._settings, self._clock),
-            webhooks=WebhookSender(self._settings.webhook_allowed_networks, clock=self._clock),
+            webhooks=self._webhooks,
             vault=self._vault,
             clock=self._clock,
             public_url=self._settings.public_url,
@@ -118,6 +119,7 @@ class Worker:
         for thread in self._threads:
             thread.join(wait_seconds)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._webhooks.close()
 
     @property
     def is_running(self) -> bool:

@@ -10,13 +10,14 @@ from urllib.parse import urlencode
 import orjson
 import sqlalchemy as sa
 from flask import Response, request
-from marshmallow import EXCLUDE, Schema, ValidationError, fields
+from marshmallow import EXCLUDE, Schema, fields, validate
 
 from columns import Scaled, UtcDateTime
 from models import db
 
 DEFAULT_LIMIT = 200
 MAX_LIMIT = 1000
+MAX_OFFSET = 2**31 - 1
 # How many decimals a currency has where that is not two (ISO 4217).
 CURRENCY_PLACES = {
     **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND"), 0),
@@ -38,11 +39,6 @@ class QueryInt(fields.Integer):
         return int(super()._validated(value))
 
 
-def _check_limit(value: int) -> None:
-    if not 1 <= value <= MAX_LIMIT:
-        raise ValidationError(f"Must be from 1 to {MAX_LIMIT}.")
-
-
 class Query(Schema):
     """Unknown query keys are ignored."""
 
@@ -51,10 +47,8 @@ class Query(Schema):
 
 
 class PageQuery(Query):
-    limit = QueryInt(load_default=DEFAULT_LIMIT, validate=_check_limit, metadata={"minimum": 1, "maximum": MAX_LIMIT})
-    offset = QueryInt(
-        load_default=0, validate=lambda value: 0 <= value < 2**31, metadata={"minimum": 0, "maximum": 2**31 - 1}
-    )
+    limit = QueryInt(load_default=DEFAULT_LIMIT, validate=validate.Range(1, MAX_LIMIT))
+    offset = QueryInt(load_default=0, validate=validate.Range(0, MAX_OFFSET))
 
 
 def currency_number(amount: Decimal | None, currency: str) -> float | None:

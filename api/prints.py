@@ -6,6 +6,8 @@ own; `/queue` takes the printer's, every other sub-path the print's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,10 +40,12 @@ from farm.status import state_from_snapshot
 from models import (
     ENDED_STATUSES,
     LEGAL_MOVES,
+    OPEN_INTENT_STATES,
     SENDING_STATES,
     WAITING_STATUSES,
     CommandKind,
     IllegalMove,
+    IntentState,
     Order,
     Printer,
     PrinterConnection,
@@ -72,19 +76,34 @@ QUEUE = Listing(
     .where(ScheduledPrint.printer_id == sa.bindparam("printer"), ScheduledPrint.status.in_(WAITING_STATUSES))
     .order_by(*RUN_ORDER),
 )
+RUNNING_STATES = ("preparing", "printing", "paused")
 REFERENCES: dict[str, Any] = {"printer_id": Printer, "order_id": Order, "print_file_id": PrintFile}
 
 
-def _check_references(data: dict[str, Any]) -> None:
+def _check_references(data: dict[str, Any], before: ScheduledPrint | None = None) -> None:
     """Raises NotFound for the first id in a body that is not this user's, and Invalid for a plate not in its file."""
     for name, model in REFERENCES.items():
         if data.get(name) is not None:
             get_mine(model, data[name])
-    if data.get("print_file_id") is not None:
-        file = get_mine(PrintFile, data["print_file_id"])
-        if data.get("plate", 1) not in file.plates:
-            raise Invalid({"plate": [f"The file has no such plate; it has {', '.join(map(str, file.plates))}."]})
+    if not {"print_file_id", "plate"} & data.keys():
+        return
+    file_id = data.get("print_file_id", before.print_file_id if before else None)
+    if file_id is None:
+        return
+    file = get_mine(PrintFile, file_id)
+    if data.get("plate", before.plate if before else 1) not in file.plates:
+        raise Invalid({"plate": [f"The file has no such plate; it has {', '.join(map(str, file.plates))}."]})
+    if "print_file_id" in data:
         data.setdefault("file_name", file.file_name)
+
+
+def _say_why_it_waits(released: ScheduledPrint, at: datetime) -> None:
+    """The first interlock that holds a released print, as far as it is known here; the worker knows it better soon."""
+    if released.status is not PrintStatus.scheduled:
+        return
+    printer = get_mine(Printer, released.printer_id)
+    state = state_from_snapshot(printer.connection.snapshot if printer.connection else None)
+    released.waiting_reason = starter.why_not(released, printer, state, now=at, rules=context.start_rules())
 
 
 @blueprint.get("")
@@ -105,10 +124,13 @@ def list_all_prints(args: dict[str, Any]) -> Response:
 @blueprint.response(201, PrintSchema)
 def add_print(data: dict[str, Any]) -> Response:
     """Queue a print on a printer. `scheduled` releases it: it runs when its time has come and the printer is free."""
+    # Locked, so that a printer which is being removed at this moment gets no print any more.
+    get_mine(Printer, data["printer_id"], for_update=True)
     _check_references(data)
     at = context.now()
     created = add_prints([{"user_id": current_user_id(), **data}], at=at)[0]
     settle_production_status(created.user_id, created.order_id, at=at)
+    _say_why_it_waits(created, at)
     return json_response(read_prints([created.id])[0], 201)
 
 
@@ -155,26 +177,26 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
     reason, used_grams = data.pop("failed_reason", None), data.pop("used_grams", None)
     target = changed.status if status is None else status
     _check_combination(target, status, reason, used_grams)
-    _check_references(data | ({} if "plate" in data else {"plate": changed.plate}))
-    if "plate" in data and "print_file_id" not in data and changed.print_file_id is not None:
-        _check_references({"print_file_id": changed.print_file_id, "plate": data["plate"]})
-    is_move = status is not None and status is not changed.status
-    if is_move:
-        assert status is not None
-        _refuse_contradiction(changed, status)
-    _refuse_late_edit(changed, status if is_move else None, data)
+    _check_references(data, changed)
+    if status is None and changed.status in ENDED_STATUSES and (reason is not None or used_grams is not None):
+        raise _print_ended()
+    moving_to = None if status is changed.status else status
+    if moving_to is not None:
+        _refuse_contradiction(changed, moving_to, data.get("printer_id", changed.printer_id))
+    if moving_to is PrintStatus.queued and changed.status in ENDED_STATUSES:
+        data.setdefault("scheduled_start", None)
+        changed.is_chained = False
+    # A client that sends back what it was shown changes nothing by that.
+    data = {name: value for name, value in data.items() if getattr(changed, name) != value}
+    _refuse_late_edit(changed, moving_to, data)
     at = context.now()
     before_order = changed.order_id
-    if is_move:
-        assert status is not None
-        if changed.status in ENDED_STATUSES:
-            data.setdefault("scheduled_start", None)
-            data.setdefault("waiting_reason", None)
-        _edit(changed, data)
-        starter.settle_by_person(changed, status, now=at)
-        move_print(changed, status, at=at, limits=context.limits(), reason=reason, used_grams=used_grams)
-    else:
-        _edit(changed, data)
+    _edit(changed, data)
+    if moving_to is not None:
+        starter.settle_by_person(changed, moving_to, now=at)
+        move_print(changed, moving_to, at=at, limits=context.limits(), reason=reason, used_grams=used_grams)
+    if moving_to is not None or (data and not _has_intent(changed, OPEN_INTENT_STATES)):
+        _say_why_it_waits(changed, at)
     if data:
         changed.updated_at = at
     if changed.order_id != before_order:
@@ -207,17 +229,19 @@ def _check_combination(target: PrintStatus, sent: PrintStatus | None, reason: st
         raise Invalid(faults)
 
 
-def _refuse_contradiction(changed: ScheduledPrint, status: PrintStatus) -> None:
+def _refuse_contradiction(changed: ScheduledPrint, status: PrintStatus, printer_id: int) -> None:
     """The table of moves first, then what the printer itself says where it can be heard."""
     if status not in LEGAL_MOVES[changed.status]:
         raise IllegalMove(changed.status, status)
     if changed.status is PrintStatus.scheduled and _is_being_sent(changed):
         raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
-    connection = _connection_of(changed)
+    if status is PrintStatus.queued and printer_id == changed.printer_id and changed.printer.deleted_at is not None:
+        raise Conflict("Its printer was removed. Send the printer_id of another one.", code="printer_removed")
+    connection = _connection_to(printer_id)
     if connection is None or not is_live(connection, context.now()):
         return
     snapshot = connection.snapshot or {}
-    is_running = snapshot.get("state") in ("preparing", "printing", "paused")
+    is_running = snapshot.get("state") in RUNNING_STATES
     is_ours = snapshot.get("current_print_id") == changed.id
     if status is PrintStatus.started and not (is_running and is_ours):
         raise Conflict("The printer does not report that this print is running.", code="printer_says_otherwise")
@@ -229,26 +253,48 @@ def _refuse_late_edit(changed: ScheduledPrint, moving_to: PrintStatus | None, da
     if not data:
         return
     if changed.status in ENDED_STATUSES and moving_to is not PrintStatus.queued:
-        raise Conflict("A print that has ended changes only together with status queued.", code="print_ended")
+        raise _print_ended()
     if changed.status is PrintStatus.started and data.get("printer_id", changed.printer_id) != changed.printer_id:
         raise Conflict("A started print stays on its printer.", code="print_started")
     if _is_being_sent(changed):
         raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
 
 
+def _print_ended() -> Conflict:
+    return Conflict("A print that has ended changes only together with status queued.", code="print_ended")
+
+
 def _is_being_sent(of_print: ScheduledPrint) -> bool:
+    return _has_intent(of_print, SENDING_STATES)
+
+
+def _has_intent(of_print: ScheduledPrint, states: Sequence[IntentState]) -> bool:
     return bool(
         db.session.execute(
-            sa.select(sa.exists().where(StartIntent.print_id == of_print.id, StartIntent.state.in_(SENDING_STATES)))
+            sa.select(sa.exists().where(StartIntent.print_id == of_print.id, StartIntent.state.in_(states)))
         ).scalar_one()
     )
 
 
-def _connection_of(of_print: ScheduledPrint) -> PrinterConnection | None:
+def _connection_to(printer_id: int) -> PrinterConnection | None:
     found: PrinterConnection | None = db.session.execute(
-        mine(PrinterConnection).where(PrinterConnection.printer_id == of_print.printer_id)
+        mine(PrinterConnection).where(PrinterConnection.printer_id == printer_id)
     ).scalar_one_or_none()
     return found
+
+
+def _tell_printer(of_print: ScheduledPrint, kind: CommandKind) -> None:
+    """Ask the printer and wait for its word; never when it runs another print than this one.
+
+    Raises:
+        Conflict, UpstreamFailed: see `printer_commands.run`.
+    """
+    connection = _connection_to(of_print.printer_id)
+    if connection is not None and is_live(connection, context.now()):
+        snapshot = connection.snapshot or {}
+        if snapshot.get("state") in RUNNING_STATES and snapshot.get("current_print_id") != of_print.id:
+            raise Conflict("The printer reports that it runs another print.", code="printer_says_otherwise")
+    printer_commands.run(of_print, kind)
 
 
 @blueprint.delete("/<id:print_id>")
@@ -260,9 +306,9 @@ def remove_print(print_id: int) -> Response:
     is 502 and nothing changes.
     """
     found = get_mine(ScheduledPrint, print_id)
-    if found.status is PrintStatus.started and _connection_of(found) is not None:
+    if found.status is PrintStatus.started and _connection_to(found.printer_id) is not None:
         try:
-            printer_commands.run(found, CommandKind.stop)
+            _tell_printer(found, CommandKind.stop)
         except Conflict as error:
             raise UpstreamFailed(f"Nothing was changed: {error.sentence}", code="not_confirmed") from None
     deleted = get_mine(ScheduledPrint, print_id, for_update=True)
@@ -294,14 +340,12 @@ def start_print(print_id: int) -> Response:
     if started.status is not PrintStatus.scheduled:
         at = context.now()
         move_print(started, PrintStatus.scheduled, at=at, limits=context.limits())
-        printer = get_mine(Printer, started.printer_id)
-        state = state_from_snapshot(printer.connection.snapshot if printer.connection else None)
-        started.waiting_reason = starter.why_not(started, printer, state, now=at, rules=context.start_rules())
+        _say_why_it_waits(started, at)
     return json_response(read_prints([print_id])[0])
 
 
 def _command(print_id: int, kind: CommandKind) -> Response:
-    printer_commands.run(get_mine(ScheduledPrint, print_id), kind)
+    _tell_printer(get_mine(ScheduledPrint, print_id), kind)
     body = read_prints([print_id])[0]
     db.session.commit()
     return json_response(body)

@@ -36,13 +36,16 @@ class CheckList:
 
     def __init__(self) -> None:
         self._found: dict[Check, Finding] = {}
+        self.reasons: list[str] = []
+        """What went wrong, in words for a person: why checks fail that never had a chance."""
 
     def settle(self, check: Check, faults: list[str], evidence: str) -> None:
         """Seen if there are no faults, with the evidence; else not, with the faults."""
-        self._found[check] = Finding(check, not faults, evidence if not faults else "; ".join(dict.fromkeys(faults)))
+        self._found[check] = Finding(check, not faults, "; ".join(faults) or evidence)
 
     def break_off(self, reason: str) -> None:
         """The demo cannot go on: the next check fails for this reason, and the ones after it are never reached."""
+        self.reasons.append(reason)
         for check in Check:
             if check not in self._found:
                 self._found[check] = Finding(check, False, reason)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -22,6 +22,10 @@ COLORS = {"preparing": "yellow", "printing": "cyan", "finished": "green", "faile
 WIDEST = 110
 FRAMES_PER_SECOND = 12
 PLAIN_STEP_PERCENT = 25
+TIME_WIDTH = 8
+COLUMNS: tuple[tuple[int | None, JustifyMethod], ...] = (
+    *((9, "left"), (9, "left"), (None, "left"), (5, "right"), (5, "right"), (7, "right"), (6, "right")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,6 @@ class PrinterView:
     nozzle_target: float | None
     bed: float | None
     bed_target: float | None
-    remaining_minutes: int | None
     job: str
     note: str
 
@@ -59,7 +62,7 @@ class Screen(Protocol):
 
     def begin(self, title: str, subtitle: str) -> None: ...
     def open_phase(self, title: str) -> None: ...
-    def tell(self, text: str, call: str = "") -> None: ...
+    def tell(self, text: str, call: str = "", color: str = "") -> None: ...
     def watch(self) -> AbstractContextManager[None]: ...
     def show(self, views: Sequence[PrinterView]) -> None: ...
     def fail(self, text: str) -> None: ...
@@ -91,7 +94,7 @@ class PlainScreen:
         self._line()
         self._line(f"== {title}")
 
-    def tell(self, text: str, call: str = "") -> None:
+    def tell(self, text: str, call: str = "", color: str = "") -> None:
         self._line(f"{self._clock() - self._begun_at:6.1f} s  {text}{f'  [{call}]' if call else ''}")
 
     @contextmanager
@@ -146,12 +149,15 @@ class LiveScreen:
         self._console.print()
         self._console.print(Rule(Text(title, "bold cyan"), align="left", style="cyan dim"))
 
-    def tell(self, text: str, call: str = "") -> None:
+    def tell(self, text: str, call: str = "", color: str = "") -> None:
         row = Table.grid(padding=(0, 2))
-        row.add_column(width=8, justify="right", no_wrap=True)
+        row.add_column(width=TIME_WIDTH, justify="right", no_wrap=True)
         row.add_column()
-        passed = Text(f"{self._clock() - self._begun_at:.1f} s", "dim")
-        row.add_row(passed, Text.assemble(text, *([("  " + call, "blue")] if call else [])))
+        words = Text(text, color)
+        if call:
+            fits = TIME_WIDTH + 4 + words.cell_len + len(call) <= self._console.width
+            words.append("  " if fits else "\n  ").append(call, "blue")
+        row.add_row(Text(f"{self._clock() - self._begun_at:.1f} s", "dim"), words)
         self._console.print(row)
 
     @contextmanager
@@ -165,31 +171,25 @@ class LiveScreen:
         self._views = views
 
     def _bars(self) -> RenderableType:
-        table = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for width, justify in ((12, "left"), (9, "left"), (None, "left"), (5, "right"), (7, "right"), (8, "right"), (7, "right")):
-            table.add_column(width=width, justify=justify, ratio=None if width else 1, no_wrap=True)  # type: ignore[arg-type]
-        heads = ("", "", "", "", "layer", "nozzle", "bed")
-        table.add_row(*(Text(head, "dim") for head in heads))
+        heads = (Text(head, "dim") for head in ("", "", "", "", "layer", "nozzle", "bed"))
+        lines: list[RenderableType] = [Text(), _row(*heads)]
         for view in self._views:
             color = COLORS.get(view.state, "white")
-            name = Text.assemble((view.name, "bold"), (f" {view.model}", "dim"))
             percent = view.percent if view.percent is not None and view.state != "idle" else 0
-            table.add_row(
-                name,
-                Text("heating" if view.state == "preparing" else view.state, color),
-                ProgressBar(100, percent, complete_style=color, finished_style="green", pulse_style="yellow"),
-                Text(f"{percent} %", color),
-                view.layer_text,
-                _heat(view.nozzle, view.nozzle_target),
-                _heat(view.bed, view.bed_target),
-            )
-            table.add_row()
-        notes = [self._note(view) for view in self._views]
-        return Padding(Group(Text(), table, *notes), (0, 1))
-
-    def _note(self, view: PrinterView) -> RenderableType:
-        words = view.job if view.is_busy else view.note
-        return Text(f"{view.name}: {words}", "dim", no_wrap=True, overflow="ellipsis")
+            lines += [
+                _row(
+                    Text.assemble((view.name, "bold"), (f" {view.model}", "dim")),
+                    Text("heating" if view.state == "preparing" else view.state, color),
+                    ProgressBar(100, percent, complete_style=color, finished_style=color),
+                    Text(f"{percent} %", color),
+                    Text(view.layer_text),
+                    _heat(view.nozzle, view.nozzle_target),
+                    _heat(view.bed, view.bed_target),
+                ),
+                Text(view.job if view.is_busy else view.note, "dim", no_wrap=True, overflow="ellipsis"),
+                Text(),
+            ]
+        return Padding(Group(*lines), (0, 2))
 
     def fail(self, text: str) -> None:
         self._console.print()
@@ -211,6 +211,15 @@ class LiveScreen:
         for line in lines:
             # Not wrapped by us: a command broken into lines could not be copied.
             self._console.print(Text(line), soft_wrap=True)
+
+
+def _row(*cells: RenderableType) -> Table:
+    """One line of the bars; the third cell, the bar itself, takes the room that is left."""
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    for width, justify in COLUMNS:
+        table.add_column(width=width, justify=justify, ratio=None if width else 1, no_wrap=True)
+    table.add_row(*cells)
+    return table
 
 
 def _degrees(now: float | None, target: float | None) -> str:

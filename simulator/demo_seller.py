@@ -52,7 +52,6 @@ class Seller:
         """The prints of an order, oldest first."""
         return list(reversed(self.get("/api/bambu/scheduled-prints", order_id=order_id)))
 
-
     def _call(self, method: str, path: str, **options: Any) -> Any:
         return self._sent(self._session, method, f"{self._stage.base_url}{path}", **options)
 

@@ -25,10 +25,10 @@ from typing import Any, Self
 import requests
 
 from simulator.certificates import shared_authority
+from simulator.demo_goods import make_spools
 from simulator.etsy import ReceiptLine, SimulatedEtsy, make_receipt
 from simulator.printer import SimulatedPrinter
 from simulator.sinks import MailSink, WebhookReceiver
-from simulator.spools import Spool
 
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
@@ -118,7 +118,8 @@ class Stage:
         """Empties the folder, if it is one of the demo's and no other demo is using it."""
         folder = self.scene.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = stack.enter_context(open(folder.with_name(f"{folder.name}.lock"), "a"))
+        self._lock = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        stack.callback(os.close, self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -131,11 +132,6 @@ class Stage:
         (folder / MARKER).touch()
 
     def _post(self, stack: ExitStack, name: str, model: str, serial: str, access_code: str) -> Post:
-        # The spools lie as the seller will say: white PLA in slot 0, black PETG in slot 1.
-        spools = [
-            Spool("PLA", "FFFFFFFF"),
-            Spool("PETG", "161616FF", brand="PETG HF", filament_id="GFG02"),
-        ]
         printer = stack.enter_context(
             SimulatedPrinter(
                 serial,
@@ -143,7 +139,7 @@ class Stage:
                 model,
                 name=name,
                 speed=self.scene.speed,
-                spools=spools,
+                spools=make_spools(),
                 developer_mode=self.scene.has_developer_mode,
             )
         )
@@ -197,7 +193,7 @@ class Stage:
                 # Ctrl-C reaches only the demo, which ends the app before the printers it talks to.
                 start_new_session=True,
                 # The folder stays locked for as long as the app lives, even if the demo is killed.
-                pass_fds=[self._lock.fileno()],
+                pass_fds=[self._lock],
             )
         deadline = time.monotonic() + READY_SECONDS
         with requests.Session() as session:

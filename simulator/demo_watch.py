@@ -6,12 +6,14 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from email.message import EmailMessage
 from typing import Any
 
 from simulator.demo_screen import PrinterView, Screen
 from simulator.demo_seller import Seller
 from simulator.demo_stage import Post, Stage
 
+COLORS = {"started": "cyan", "completed": "green", "failed": "red", "printing": "cyan", "printed": "green"}
 POLL_SECONDS = 0.1
 # A moment to look at the finished part before it is taken off.
 ADMIRE_SECONDS = 0.6
@@ -40,14 +42,19 @@ class Sighting:
             self.layers.add(status["layers_printed"])
             self.total_layers = status["total_layers"]
 
+    def see_end(self, status: dict[str, Any]) -> None:
+        self.has_finished = True
+        if status["layers_printed"]:
+            self.layers.add(status["layers_printed"])
+
     @property
     def faults(self) -> list[str]:
         """What should have been seen of it and was not."""
         missing = []
         if self.coldest is None or self.target is None or self.coldest >= self.target:
             missing.append("no heating")
-        if len(self.layers) < 2:
-            missing.append("no layers")
+        if len(self.layers) < 3 or max(self.layers) != self.total_layers:
+            missing.append("not its layers")
         if not self.has_finished:
             missing.append("no FINISH")
         return missing
@@ -80,20 +87,32 @@ class Watch:
         self._lanes, self._order_id = lanes, order_id
         self._told: dict[int, str] = {}
         self._mails = 0
+        self.order_statuses: list[str] = []
+        """Every production status of the order, in turn."""
 
     def run(self) -> None:
         """Until every lane is done or given up. Raises DemoFailed, Interrupted."""
         with self._screen.watch():
             while not all(lane.is_done for lane in self._lanes):
+                # What the printers say first, then what became of it: so nothing is told before its cause.
+                statuses = [
+                    self._seller.get(f"/api/printer-connections/{lane.post.connection_id}/status")
+                    for lane in self._lanes
+                ]
+                order = self._seller.get(f"/api/orders/{self._order_id}")
                 prints = {each["id"]: each for each in self._seller.find_prints(self._order_id)}
+                told = [(lane, status) for lane, status in zip(self._lanes, statuses, strict=True)]
+                self._screen.show([self._look(lane, status, prints) for lane, status in told])
                 for each in prints.values():
                     self._tell_move(each)
-                self._screen.show([self._step(lane, prints) for lane in self._lanes])
+                self._tell_order(order["production_status"])
                 self._tell_mails()
+                for lane, status in told:
+                    self._take_off(lane, prints)
+                    self._judge_pace(lane, status, _waiting(lane, prints))
                 self._stage.pause(POLL_SECONDS)
 
-    def _step(self, lane: Lane, prints: dict[int, dict[str, Any]]) -> PrinterView:
-        status = self._seller.get(f"/api/printer-connections/{lane.post.connection_id}/status")
+    def _look(self, lane: Lane, status: dict[str, Any], prints: dict[int, dict[str, Any]]) -> PrinterView:
         current = status["current_print_id"]
         if current in lane.print_ids:
             lane.last_print_id = current
@@ -101,11 +120,8 @@ class Watch:
             sighting.see(status)
             self._look_into_storage(lane.post, sighting)
         elif status["state"] == "finished" and lane.last_print_id is not None:
-            lane.sightings[lane.last_print_id].has_finished = True
-        waiting = next((prints[i] for i in lane.print_ids if prints[i]["status"] != "completed"), None)
-        self._take_off(lane, prints)
-        self._judge_pace(lane, status, waiting)
-        return _view(lane, status, prints.get(current), waiting)
+            lane.sightings[lane.last_print_id].see_end(status)
+        return _view(lane, status, prints.get(current), _waiting(lane, prints))
 
     def _look_into_storage(self, post: Post, sighting: Sighting) -> None:
         """Only FTPS writes there. The app deletes the file when the print has ended."""
@@ -132,8 +148,7 @@ class Watch:
             return
         self._seller.post(f"/api/printers/{lane.post.printer_id}/plate-cleared", {"print_id": done})
         self._screen.tell(
-            f"A person takes the part off {lane.post.name}: the plate is clear",
-            f"POST /api/printers/{lane.post.printer_id}/plate-cleared",
+            f"A person takes it off {lane.post.name}", f"POST /api/printers/{lane.post.printer_id}/plate-cleared"
         )
         lane.cleared.add(done)
         lane.finished_at = None
@@ -146,13 +161,14 @@ class Watch:
         if lane.is_done:
             return
         if waiting is not None and waiting["status"] == "failed":
-            lane.gave_up = f"{waiting['job_name']} failed: {waiting['failed_reason']}"
+            lane.gave_up = f"print {waiting['id']}, {title_of(waiting)}, failed: {waiting['failed_reason']}"
         elif now - lane.news_at > self._stage.scene.patience_seconds:
             reason = (waiting and waiting["waiting_reason"]) or status["reason"] or "no reason is given"
-            name = waiting["job_name"] if waiting else "its last print"
-            lane.gave_up = f"{name} does not go on: {reason}"
+            what = f"print {waiting['id']}, {title_of(waiting)}," if waiting else "it"
+            lane.gave_up = f"{what} does not go on: {reason}"
         if lane.gave_up:
-            self._screen.tell(f"{lane.post.name}: {lane.gave_up}")
+            lane.gave_up = f"{lane.post.name}: {lane.gave_up}"
+            self._screen.tell(lane.gave_up, color=COLORS["failed"])
 
     def _tell_move(self, each: dict[str, Any]) -> None:
         before, now = self._told.get(each["id"]), each["status"]
@@ -161,12 +177,36 @@ class Watch:
         self._told[each["id"]] = now
         if before is not None:
             name = next(lane.post.name for lane in self._lanes if each["id"] in lane.print_ids)
-            self._screen.tell(f"{each['job_name']} (print {each['id']} on {name}): {before} → {now}")
+            self._screen.tell(
+                f"Print {each['id']}, {title_of(each)} on {name}: {before} → {now}", color=COLORS.get(now, "")
+            )
+
+    def _tell_order(self, status: str) -> None:
+        if not self.order_statuses or self.order_statuses[-1] != status:
+            self.order_statuses.append(status)
+            self._screen.tell(
+                f"Order {self._order_id} is {status}", f"GET /api/orders/{self._order_id}", COLORS.get(status, "")
+            )
 
     def _tell_mails(self) -> None:
         while self._mails < len(self._stage.mail.messages):
-            self._screen.tell(f"E-mail: {self._stage.mail.messages[self._mails]['Subject']}")
+            self._screen.tell(f"E-mail: {subject_of(self._stage.mail.messages[self._mails])}")
             self._mails += 1
+
+
+def title_of(each: dict[str, Any]) -> str:
+    """What a print is of, without the order's label before it."""
+    return str(each["job_name"]).partition(" - ")[2]
+
+
+def subject_of(mail: EmailMessage) -> str:
+    """As a reader shows it: a folded line begins with the space it was folded at."""
+    return str(mail["Subject"]).strip()
+
+
+def _waiting(lane: Lane, prints: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """The first print of a lane that is not completed."""
+    return next((prints[print_id] for print_id in lane.print_ids if prints[print_id]["status"] != "completed"), None)
 
 
 def _view(
@@ -174,9 +214,9 @@ def _view(
 ) -> PrinterView:
     note = lane.gave_up
     if not note:
-        note = f"next: {waiting['job_name']}, {waiting['waiting_reason'] or waiting['status']}" if waiting else "all done"
+        note = f"next: {title_of(waiting)}, {waiting['waiting_reason'] or waiting['status']}" if waiting else "all done"
     left = status["remaining_minutes"]
-    job = current["job_name"] if current else ""
+    job = title_of(current) if current else ""
     return PrinterView(
         name=lane.post.name,
         model=lane.post.model,
@@ -188,7 +228,6 @@ def _view(
         nozzle_target=status["nozzle_target"],
         bed=status["bed_temp"],
         bed_target=status["bed_target"],
-        remaining_minutes=left,
-        job=f"{job}, {left} min left in the printer's time" if job and left is not None else job,
+        job=f"{job}, {left} min left in the printer's own time" if job and left is not None else job,
         note=note,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import queue
@@ -11,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from bambu_client import (
 )
 from bambu_lifeline import backoff_seconds
 from bambu_report import PrinterActivity, Storage
+from bambu_tls import IdentityRefused, PrinterTlsContext, Trust
+from bambu_wire import Wire
 from simulator import Authority, Faults, SimulatedPrinter, make_sliced_file
 
 SERIAL = "01P00A123456789"
@@ -52,6 +56,13 @@ QUICK = LinkTimings(
 CALM = LinkTimings(connect=2.0, backoff_first=0.05, backoff_most=0.1, answer=2.0)
 
 
+def wait_for(true: Callable[[], object], seconds: float = 5.0, tell: Callable[[], object] = lambda: None) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, tell()
+        time.sleep(0.002)
+
+
 class Listener:
     """A link with everything it tells, waited for instead of slept for."""
 
@@ -60,24 +71,17 @@ class Listener:
         self.answers: list[Answer] = []
         self.told: list[tuple[LinkStatus, str | None]] = []
         self.now = NOON
-        self._changed = threading.Condition()
         self.link = PrinterLink(
             address,
-            on_heard=lambda heard: self._note(self.heard, heard),
-            on_answer=lambda answer: self._note(self.answers, answer),
-            on_link=lambda status, reason: self._note(self.told, (status, reason)),
+            on_heard=self.heard.append,
+            on_answer=self.answers.append,
+            on_link=lambda status, reason: self.told.append((status, reason)),
             clock=lambda: self.now,
             timings=timings,
         )
 
-    def _note(self, where: list[Any], what: Any) -> None:
-        with self._changed:
-            where.append(what)
-            self._changed.notify_all()
-
     def until(self, true: Callable[[], object], seconds: float = 5.0) -> None:
-        with self._changed:
-            assert self._changed.wait_for(true, seconds), (self.link.view, self.told[-3:], self.answers[-3:])
+        wait_for(true, seconds, lambda: (self.link.view, self.told[-3:], self.answers[-3:]))
 
     def connected(self) -> Listener:
         self.link.open()
@@ -108,8 +112,10 @@ def address_of(printer: SimulatedPrinter, **changes: Any) -> PrinterAddress:
 
 @contextlib.contextmanager
 def printer(**options: Any) -> Iterator[SimulatedPrinter]:
-    with SimulatedPrinter(options.pop("serial", SERIAL), CODE, **{"model": "P1S", "speed": 50, **options}) as simulated:
-        (simulated.files / "p42.gcode.3mf").write_bytes(make_sliced_file(model_id=simulated.machine.model.SLICE))
+    with SimulatedPrinter(
+        options.pop("serial", SERIAL), CODE, **{"model": "P1S", "speed": 500, **options}
+    ) as simulated:
+        (simulated.files / "p42.gcode.3mf").write_bytes(make_sliced_file(model_id=simulated.machine.model.slice_ids[0]))
         yield simulated
 
 
@@ -129,7 +135,7 @@ def order(**changes: Any) -> StartOrder:
 
 
 @pytest.mark.parametrize(
-    ("model", "serial"), [("P1S", SERIAL), ("X1 Carbon", "00M00A1"), ("H2D", "0940A1"), ("A1", "0390A1")]
+    ("model", "serial"), [("P1S", SERIAL), ("X1C", "00M00A1"), ("H2D", "0940A1"), ("A1", "0390A1")]
 )
 def test_a_link_learns_the_whole_state_of_a_printer(model: str, serial: str) -> None:
     with printer(model=model, serial=serial) as simulated, listening(address_of(simulated)) as listener:
@@ -138,7 +144,11 @@ def test_a_link_learns_the_whole_state_of_a_printer(model: str, serial: str) -> 
         link, state = listener.link, listener.link.state
         assert (link.status, link.reason, link.generation) == (LinkStatus.connected, None, 1)
         assert (link.heard_at, link.full_heard_at) == (NOON, NOON)
-        assert (state.state, state.model, state.storage) == (PrinterActivity.idle, model, Storage.ok)
+        assert (state.state, state.model, state.storage) == (
+            PrinterActivity.idle,
+            model.replace("X1C", "X1 Carbon"),
+            Storage.ok,
+        )
         assert sum(spool.loaded for spool in state.spools) == 4
         first_full = next(heard for heard in listener.heard if heard.full)
         assert not first_full.before.known
@@ -171,7 +181,7 @@ def test_closing_says_goodbye_and_ends_the_thread() -> None:
 
 
 def test_a_secret_is_not_shown_and_a_serial_number_is_no_topic() -> None:
-    assert CODE not in repr(PrinterAddress("h", SERIAL, CODE))
+    assert "hunter22" not in repr(PrinterAddress("h", SERIAL, "hunter22"))
     for serial in ("", "#", "a/b", "+", "a b", "x" * 41, "é"):
         with pytest.raises(ValueError, match="letters and digits"):
             PrinterAddress("h", serial, CODE)
@@ -261,6 +271,24 @@ def test_without_an_authority_the_first_certificate_is_kept_and_another_refused(
         assert len(simulated.connections) == logins + 2
 
 
+# Made for this test: CN 03000A123456789, X.509 version 1, its key thrown away.
+VERSION_1 = (
+    "MIIBIDCByAIUS67tJBLF6BJs+2puYEpuyE2ltyEwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCQ0EwHhcNMjYxMTIxMDEyMTE0WhcNMzYxMTE4MDEy"
+    "MTE0WjAaMRgwFgYDVQQDDA8wMzAwMEExMjM0NTY3ODkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQViTDLDdrqmjSYgvoVUqH7LCH+aGhuv22R"
+    "THMHYmrbjJyjGkYGU2fJPgWyX9bn8hz8XI00HMRRvDiP4j3Q3lKCMAoGCCqGSM49BAMCA0cAMEQCIF23OHZW98JFBBVX4kEF9BiFPhrJhj7k5QS+"
+    "uL8XWymUAiB+O12EfGYms3o7bZkTZI5JdQWEv8fzI9fmb4PaVEYcqA=="
+)
+
+
+def test_a_certificate_of_version_1_as_an_a1_mini_has_is_as_good() -> None:
+    context = PrinterTlsContext(Trust("03000A123456789"))
+    context.check_leaf(base64.b64decode(VERSION_1))
+    assert context.seen_fingerprint is not None
+    for nonsense in (b"", b"\x30\x00", None):
+        with pytest.raises(IdentityRefused):
+            context.check_leaf(nonsense)
+
+
 def test_a_file_of_authorities_that_is_none_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     for file in (tmp_path / "ca.pem", tmp_path / "absent.pem"):
@@ -287,7 +315,8 @@ def test_no_full_report_means_a_doubt_about_the_serial_number_and_then_a_new_con
 
 
 def test_a_printer_that_falls_silent_is_connected_anew_and_called_offline_meanwhile() -> None:
-    with printer() as simulated, listening(address_of(simulated), QUICK) as listener:
+    timings = replace(QUICK, silence=0.1, patience=0.05)  # its answers about versions are no sign of life
+    with printer(speed=1000) as simulated, listening(address_of(simulated), timings) as listener:
         listener.connected()
         simulated.faults.mute = True
         listener.until(lambda: listener.link.status is LinkStatus.offline)
@@ -303,6 +332,18 @@ def test_a_printer_with_too_many_programs_says_so_and_is_not_hammered() -> None:
         assert listener.link.reason
         simulated.faults.connection_limit = None
         listener.until(lambda: listener.link.status is LinkStatus.connected)
+
+
+def test_one_good_connection_ends_the_row_of_failures() -> None:
+    timings = replace(CALM, backoff_first=0.05, backoff_most=30.0)
+    with printer(faults=Faults(connection_limit=0)) as simulated, listening(address_of(simulated), timings) as listener:
+        listener.link.open()
+        listener.until(lambda: listener.link.generation == 4)
+        simulated.faults.connection_limit = None
+        listener.until(lambda: listener.link.status is LinkStatus.connected)
+        simulated.faults.drop_connection()
+        listener.until(lambda: listener.link.status is LinkStatus.connecting)
+        listener.until(lambda: listener.link.status is LinkStatus.connected, 0.3)
 
 
 def test_failures_in_a_row_wait_ever_longer_up_to_a_limit_and_not_all_at_once() -> None:
@@ -394,14 +435,16 @@ def test_pausing_resuming_and_stopping() -> None:
 
 
 def test_without_developer_mode_a_command_is_refused_with_what_to_press() -> None:
-    with printer(developer_mode=False, serial="0940A1", model="H2D") as simulated:
-        with listening(address_of(simulated)) as listener:
-            listener.connected()
-            assert listener.link.state.developer_mode is False
-            answer = listener.link.pause()
-            assert answer.accepted is False
-            assert answer.code == "0502-4007"
-            assert "Developer Mode" in explain(answer)
+    with (
+        printer(developer_mode=False, serial="0940A1", model="H2D") as simulated,
+        listening(address_of(simulated)) as listener,
+    ):
+        listener.connected()
+        assert listener.link.state.developer_mode is False
+        answer = listener.link.pause()
+        assert answer.accepted is False
+        assert answer.code == "0502-4007"
+        assert "Developer Mode" in explain(answer)
 
 
 def test_no_answer_is_said_after_a_while_and_two_bring_a_new_connection() -> None:
@@ -458,7 +501,9 @@ class BarePrinter:
 
     def __init__(self, connack: int = 0, suback: int = 0) -> None:
         self.packets: queue.Queue[tuple[int, bytes]] = queue.Queue()
-        self.logins = 0
+        self.ended: queue.Queue[bool] = queue.Queue()
+        self.names: list[str | None] = []
+        self.deaf = threading.Event()
         self._connack, self._suback = connack, suback
         self._connections: list[ssl.SSLSocket] = []
 
@@ -467,6 +512,7 @@ class BarePrinter:
         authority = Authority()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*authority.issue(SERIAL).write(tmp_path))
+        context.sni_callback = lambda connection, name, own: self.names.append(name)
         with socket.create_server(("127.0.0.1", 0)) as server:
             threading.Thread(target=self._accept, args=(server, context), daemon=True).start()
             yield PrinterAddress(
@@ -484,29 +530,31 @@ class BarePrinter:
 
     def _serve(self, plain: socket.socket, context: ssl.SSLContext) -> None:
         with contextlib.suppress(OSError, ValueError):
-            connection = context.wrap_socket(plain, server_side=True)
-            self._connections.append(connection)
-            stream = connection.makefile("rb")
-            while head := stream.read(1):
-                size = shift = 0
-                while True:
-                    byte = stream.read(1)[0]
-                    size |= (byte & 127) << shift
-                    shift += 7
-                    if byte < 128:
-                        break
-                body = stream.read(size)
-                self.packets.put((head[0], body))
-                if head[0] == 0x10:
-                    self.logins += 1
-                    connection.sendall(bytes((0x20, 2, 0, self._connack)))
-                elif head[0] == 0x82:
-                    connection.sendall(bytes((0x90, 3)) + body[:2] + bytes((self._suback,)))
+            self._converse(context.wrap_socket(plain, server_side=True))
+        self.ended.put(True)
+
+    def _converse(self, connection: ssl.SSLSocket) -> None:
+        self._connections.append(connection)
+        stream = connection.makefile("rb")
+        while head := stream.read(1):
+            size = shift = 0
+            while True:
+                byte = stream.read(1)[0]
+                size |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    break
+            body = stream.read(size)
+            self.packets.put((head[0], body))
+            while self.deaf.is_set():
+                time.sleep(0.01)
+            if head[0] == 0x10:
+                connection.sendall(bytes((0x20, 2, 0, self._connack)))
+            elif head[0] == 0x82:
+                connection.sendall(bytes((0x90, 3)) + body[:2] + bytes((self._suback,)))
 
     def say(self, payload: bytes) -> None:
-        topic = f"device/{SERIAL}/report".encode()
-        body = len(topic).to_bytes(2, "big") + topic + payload
-        self.send(bytes((0x30,)) + packet_size(len(body)) + body)
+        self.send(packet(payload))
 
     def send(self, packet: bytes) -> None:
         self._connections[-1].sendall(packet)
@@ -521,6 +569,12 @@ class BarePrinter:
                 return dict(json.loads(body[2 + size :]))
 
 
+def packet(payload: bytes) -> bytes:
+    topic = f"device/{SERIAL}/report".encode()
+    body = len(topic).to_bytes(2, "big") + topic + payload
+    return bytes((0x30,)) + packet_size(len(body)) + body
+
+
 def packet_size(size: int) -> bytes:
     encoded = bytearray()
     while True:
@@ -528,13 +582,6 @@ def packet_size(size: int) -> bytes:
         encoded.append(rest | (128 if size else 0))
         if not size:
             return bytes(encoded)
-
-
-def wait_for(true: Callable[[], object], seconds: float = 5.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 FULL = json.dumps(
@@ -547,6 +594,7 @@ def test_the_first_packets_are_those_a_printer_expects(tmp_path: Path) -> None:
     with bare.serving(tmp_path) as address, listening(address) as listener:
         listener.link.open()
         kind, login = bare.packets.get(timeout=5)
+        assert bare.names == [SERIAL]
         assert (kind, login[:7]) == (0x10, b"\x00\x04MQTT\x04")
         assert login[7] == 0b11000010  # user, password, clean session; no will
         assert login.endswith(b"\x00\x04bblp\x00\x08" + CODE.encode())
@@ -563,6 +611,16 @@ def test_the_first_packets_are_those_a_printer_expects(tmp_path: Path) -> None:
         }
         ids = int(version["info"]["sequence_id"]), int(everything["pushing"]["sequence_id"])
         assert 20000 <= ids[0] < ids[1] <= 29999
+
+
+def test_a_link_that_closes_tells_the_printer(tmp_path: Path) -> None:
+    bare = BarePrinter()
+    with bare.serving(tmp_path) as address:
+        listener = Listener(address)
+        listener.link.open()
+        bare.next_request(), bare.next_request()
+        listener.link.close()
+        assert bare.packets.get(timeout=5) == (0xE0, b"")
 
 
 def test_every_command_has_its_own_increasing_id_and_a_parameter(tmp_path: Path) -> None:
@@ -645,11 +703,21 @@ def test_the_link_outlives_whatever_a_printer_sends(tmp_path: Path) -> None:
         listener.until(lambda: listener.link.status is LinkStatus.connected)
         assert listener.link.generation == 1
         # Packets that are no MQTT end the connection, not the link.
-        bare.send(b"\x30\x01\x00" + b"\xf0\x00" + b"\x90\x00" + b"\x40\x01\x00")
-        listener.until(lambda: listener.link.generation == 2)
+        for generation, packet_of_nonsense in enumerate((b"\x90\x00", b"\x30\x01\x00", b"\xb0\x00", b"\xf0\x00"), 2):
+            bare.send(packet_of_nonsense)
+            listener.until(lambda wanted=generation: listener.link.generation == wanted)  # type: ignore[misc]
+            bare.next_request(), bare.next_request()
+            bare.say(FULL)
+            listener.until(lambda: listener.link.status is LinkStatus.connected)
+
+
+def test_many_reports_in_one_breath_are_all_heard_at_once(tmp_path: Path) -> None:
+    bare = BarePrinter()
+    with bare.serving(tmp_path) as address, listening(address) as listener:
+        listener.link.open()
         bare.next_request(), bare.next_request()
-        bare.say(FULL)
-        listener.until(lambda: listener.link.status is LinkStatus.connected)
+        bare.send(packet(FULL) * 60)
+        listener.until(lambda: len(listener.heard) == 60, 1.0)
 
 
 def test_a_talkative_printer_does_not_keep_a_command_waiting(tmp_path: Path) -> None:
@@ -675,26 +743,37 @@ def test_a_talkative_printer_does_not_keep_a_command_waiting(tmp_path: Path) -> 
         talking.join()
 
 
-def test_a_stuck_line_is_known_not_to_have_carried_a_command(tmp_path: Path) -> None:
-    """A printer that reads nothing any more: once bytes wait, nothing is put behind them."""
+def test_behind_bytes_that_are_stuck_nothing_more_is_sent(tmp_path: Path) -> None:
     bare = BarePrinter()
-    with bare.serving(tmp_path) as address, listening(address) as listener:
-        listener.link.open()
-        bare.next_request(), bare.next_request()
-        bare.say(FULL)
-        listener.until(lambda: listener.link.status is LinkStatus.connected)
-        stalled = threading.Event()
-        original = bare.packets.put
-
-        def hold(item: tuple[int, bytes]) -> None:
-            original(item)
-            stalled.wait(10)
-
-        bare.packets.put = hold  # type: ignore[method-assign]
+    with bare.serving(tmp_path) as address:
+        ready: list[bool] = []
+        wire = Wire(
+            address.host,
+            address.mqtt_port,
+            SERIAL,
+            CODE,
+            PrinterTlsContext(Trust(SERIAL, address.ca_file)),
+            keepalive_seconds=30,
+            connect_seconds=2.0,
+            on_ready=lambda: ready.append(True),
+            on_payload=lambda payload: None,
+        )
+        wire.connect()
+        wait_for(lambda: wire.pump(readable=True, writable=True) or ready)
+        bare.deaf.set()
+        published = 0
         with pytest.raises(NotSent, match="stuck"):
-            for _ in range(20_000):
-                listener.link.start_print(order(), generation=1)
-        stalled.set()
+            while published < 2000:
+                wire.publish(b"x" * 60_000)
+                published += 1
+        assert wire.wants_to_write()
+        wire.abort()
+        with pytest.raises(NotSent, match="gone"):
+            wire.publish(b"x")
+        bare.deaf.clear()
+        # What was still in the kernel is thrown away with the connection: no command is delivered late.
+        bare.ended.get(timeout=5)
+        assert bare.packets.qsize() < published - 5
 
 
 def test_sockets_numbered_above_1023_work(tmp_path: Path) -> None:
@@ -848,4 +927,5 @@ def test_answers_in_all_their_shapes(fields: dict[str, Any], accepted: bool | No
 
 def test_a_report_is_no_answer() -> None:
     assert list(commands.answers({"print": {"command": "push_status", "sequence_id": "1"}, "system": 3})) == []
-    assert list(commands.answers({"print": {"command": "pause", "sequence_id": 5}})) == []
+    for number in (None, True, 1.5, [], {}):
+        assert list(commands.answers({"print": {"command": "pause", "sequence_id": number}})) == []

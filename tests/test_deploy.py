@@ -7,6 +7,7 @@ with its environment, its secrets and its database.
 from __future__ import annotations
 
 import ast
+import compileall
 import contextlib
 import importlib.metadata
 import json
@@ -100,6 +101,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     copied = app / target / (file.name if found.is_file() else str(file.relative_to(found)))
                     copied.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(file, copied)
+    assert compileall.compile_dir(app, quiet=1)
     return app
 
 
@@ -249,9 +251,8 @@ def test_health_probe_accepts_200_alone(status: int, healthy: bool) -> None:
             self.end_headers()
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.handle_request, daemon=True).start()
         assert (_probe(server.server_port) == 0) is healthy
-        server.shutdown()
     assert _probe(server.server_port) != 0, "nobody listens"
 
 
@@ -318,6 +319,7 @@ def test_image_runs_as_nobody_in_particular_from_pinned_parts_without_a_compiler
     assert re.search(r"=python:3\.1[1-9][\w.-]*-slim", base)
     runs = " ".join(i.rest for i in _dockerfile() if i.word == "RUN")
     assert "--require-hashes" in runs and "--only-binary :all:" in runs
+    assert "compileall" in runs, "a read-only root keeps no bytecode, and each start would compile everything again"
     assert not re.search(r"apt-get|apk |gcc|build-essential|curl|wget", runs)
     assert _last("STOPSIGNAL") == "SIGTERM"
     assert json.loads(_last("CMD")), "in exec form, for a shell would keep the signal to itself"

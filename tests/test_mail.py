@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -95,8 +96,10 @@ def test_a_server_that_is_not_there_or_says_nothing_is_a_passing_fault() -> None
     with pytest.raises(MailFailed, match="Connection refused") as failed:
         sender.send(mail_to())
     assert not failed.value.permanent
+    began = time.monotonic()
     with served(lambda *_: None) as port, pytest.raises(MailFailed, match="timed out") as failed:
         mailer(sink, port=port, timeout_seconds=0.2).send(mail_to())
+    assert time.monotonic() - began < 2
     assert not failed.value.permanent
     with served(lambda connection, _: connection.close()) as port, pytest.raises(MailFailed) as failed:
         mailer(sink, port=port).send(mail_to())
@@ -280,6 +283,13 @@ def test_a_link_that_is_none_leads_nowhere(link: str) -> None:
 def test_a_link_does_not_break_out_of_its_attribute() -> None:
     html = render_mail("print_started", {"printer_name": "A1", "link": 'https://a/"onclick=x'}).html
     assert 'href="https://a/&#34;onclick=x"' in html
+
+
+@pytest.mark.parametrize("color", ["#FF6A13;background:url(//evil.example)", "red", "#GGGGGG", "#fff", "#FF6A13\n"])
+def test_only_a_proper_color_reaches_the_style(color: str) -> None:
+    html = render_mail("material_low", {"printer_name": "A1", "color": color}).html
+    swatches = re.findall(r"border-radius:50%;background:([^\"]*)", html)
+    assert swatches == (["#FF6A13;"] if color.strip() == "#FF6A13" else [])
 
 
 def test_facts_may_come_as_the_texts_of_a_stored_event() -> None:

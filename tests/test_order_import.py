@@ -182,7 +182,8 @@ def test_without_times_on_the_lines_the_notification_is_when_it_was_shipped() ->
         receipt_id=1, lines=[ReceiptLine("A")], status="Completed", shipped_at=ORDERED_AT, tracking=("DHL", "0034")
     )
     receipt["transactions"][0]["shipped_timestamp"] = None
-    assert read_receipt(receipt).shipped_at == ORDERED_AT
+    order = read_receipt(receipt)
+    assert (order.shipped_at, order.ship_by) == (ORDERED_AT, None)
     assert read_receipt({**receipt, "shipments": []}).shipped_at is None
 
 

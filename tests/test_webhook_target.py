@@ -32,6 +32,10 @@ def test_a_malformed_url_is_refused_whatever_is_allowed(url: str) -> None:
     assert said is not None and said.endswith(".") and said[0].isupper()
 
 
+def test_a_password_in_the_url_is_named_as_what_is_wrong() -> None:
+    assert "password" in (check_webhook_url("https://user:pass@example.com/", ()) or "")
+
+
 @pytest.mark.parametrize(
     "url",
     [

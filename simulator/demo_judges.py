@@ -1,0 +1,192 @@
+"""Judges each thing the demo promises by what was seen of it: through the API, and in the simulators' own records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from email.message import EmailMessage
+from typing import Any
+
+from simulator.demo_checks import Check, CheckList
+from simulator.demo_goods import LINES, PRODUCTS, RECEIPT_ID, SPOOL_GRAMS
+from simulator.demo_seller import EMAIL
+from simulator.demo_stage import Post
+from simulator.demo_watch import Lane, Sighting, subject_of
+from simulator.etsy import SimulatedEtsy
+
+CHAIN_BUFFER = timedelta(minutes=15)
+PRINTS_DUE = sum(-(-product.line.quantity // product.units_per_plate) for product in PRODUCTS)
+WALK = ["queued", "scheduled", "started", "completed"]
+# The API rounds grams to one decimal.
+GRAMS_TOLERANCE = 0.05
+
+
+def judge_printers(checks: CheckList, posts: Sequence[Post]) -> None:
+    """Called when the API says that each is connected: here the printers themselves say whom they let in."""
+    faults, evidence = [], []
+    for post in posts:
+        if not any(each.verdict == "accepted" for each in post.printer.connections):
+            faults.append(f"{post.name} let nobody in")
+        evidence.append(f"{post.name} ({post.model}, port {post.printer.mqtt_port}, CN {post.printer.serial})")
+    checks.settle(Check.PRINTERS, faults, f"{' and '.join(evidence)} let the app in by their access codes")
+
+
+def judge_receipt(
+    checks: CheckList, etsy: SimulatedEtsy, receipt: Mapping[str, Any], orders: Sequence[Mapping[str, Any]]
+) -> None:
+    faults = []
+    asked = [each for each in etsy.requests if each.method == "GET" and each.path.endswith("/receipts")]
+    if not asked:
+        faults.append("the simulated Etsy was never asked for receipts")
+    if [order["etsy_order_id"] for order in orders] != [str(RECEIPT_ID)]:
+        checks.settle(Check.RECEIPT, [*faults, f"the API lists {len(orders)} orders, not just {RECEIPT_ID}"], "")
+        return
+    order = orders[0]
+    bought = [(line["sku"], line["quantity"], line["options"], line["is_digital"]) for line in order["items"]]
+    if bought != [(line.sku, line.quantity, dict(line.variations), line.is_digital) for line in LINES]:
+        faults.append(f"its lines are {bought}")
+    total = Decimal(receipt["grandtotal"]["amount"]) / receipt["grandtotal"]["divisor"]
+    if Decimal(str(order["total_amount"])) != total:
+        faults.append(f"its total is {order['total_amount']} instead of {total}")
+    if order["ship_by"] is None:
+        faults.append("it has no date to ship by")
+        checks.settle(Check.RECEIPT, faults, "")
+        return
+    checks.settle(
+        Check.RECEIPT,
+        faults,
+        f"receipt {RECEIPT_ID} by {len(asked)} calls to {etsy.base_url}: {len(bought)} lines, {total:.2f} "
+        f"{order['currency']}, ship by {datetime.fromisoformat(order['ship_by']):%d %b %Y, %H:%M} UTC",
+    )
+
+
+def judge_chain(checks: CheckList, prints: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> None:
+    """The first at once; each next one not before the durations before it and a buffer each; priorities falling."""
+    faults = []
+    if (len(prints), len(skipped)) != (PRINTS_DUE, 1):
+        faults.append(f"{len(prints)} prints and {len(skipped)} skipped lines instead of {PRINTS_DUE} and 1")
+    if [each["priority"] for each in prints] != list(range(10, 10 - len(prints), -1)):
+        faults.append("the priorities do not fall from 10 one by one")
+    if any(each["status"] != "queued" for each in prints):
+        faults.append("not all are queued")
+    starts = [datetime.fromisoformat(each["scheduled_start"]) for each in prints if each["scheduled_start"]]
+    if len(starts) != len(prints) - 1 or prints[0]["scheduled_start"]:
+        faults.append("the first does not start at once, or another one does")
+    for before, start, following in zip(prints[1:], starts, starts[1:], strict=False):
+        if following - start != timedelta(minutes=before["estimated_duration_minutes"]) + CHAIN_BUFFER:
+            faults.append(f"print {before['id']} and the next one are not chained")
+    hours = ", ".join(f"{start:%H:%M}" for start in starts)
+    words = f"{len(prints)} prints, the first at once, the others not before {hours} UTC; 1 digital line skipped"
+    checks.settle(Check.CHAIN, faults, words)
+
+
+def judge_uploads(checks: CheckList, lanes: Sequence[Lane], due: Mapping[int, str]) -> None:
+    """`due`: the SHA-256, by print, of what the seller uploaded to the app. Only FTPS writes to a printer's storage."""
+    faults, evidence = [], []
+    for lane in lanes:
+        for print_id in lane.print_ids:
+            seen = lane.sightings.get(print_id, Sighting())
+            if seen.stored_sha256 != due[print_id]:
+                faults.append(f"{lane.post.name} never held the file of print {print_id}")
+            evidence.append(f"{seen.stored_name} on {lane.post.name}")
+    checks.settle(Check.UPLOAD, faults, f"{', '.join(evidence)}: each with the SHA-256 of what the seller had uploaded")
+
+
+def judge_starts(checks: CheckList, lanes: Sequence[Lane]) -> None:
+    faults, evidence = [], []
+    for lane in lanes:
+        told = lane.post.printer.starts
+        accepted = [each for each in told if each.verdict == "accepted"]
+        submissions = {each.subtask_id for each in accepted}
+        if not len(told) == len(accepted) == len(submissions) == len(lane.print_ids):
+            due = len(lane.print_ids)
+            faults.append(f"{lane.post.name} was told {len(told)} and accepted {len(accepted)}, for {due} prints")
+        evidence.append(
+            f"{lane.post.name} was told {len(told)} and accepted {len(accepted)}: {', '.join(sorted(submissions))}"
+        )
+    checks.settle(Check.START, faults, "; ".join(evidence))
+
+
+def judge_reports(checks: CheckList, lanes: Sequence[Lane]) -> None:
+    faults, evidence = [], []
+    for lane in lanes:
+        for print_id in lane.print_ids:
+            seen = lane.sightings.get(print_id, Sighting())
+            if seen.faults:
+                faults.append(f"print {print_id}: {', '.join(seen.faults)}")
+                continue
+            evidence.append(
+                f"print {print_id} from {seen.coldest:.0f} towards {seen.target:.0f} °C, "
+                f"layers {min(seen.layers)}–{max(seen.layers)} of {seen.total_layers}"
+            )
+    checks.settle(Check.REPORT, faults, f"{'; '.join(evidence)}; then finished")
+
+
+def judge_moves(checks: CheckList, lanes: Sequence[Lane], events: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    """By each print's own history."""
+    faults = []
+    for lane in lanes:
+        for print_id in lane.print_ids:
+            walked = [
+                each["to_status"] for each in events[print_id] if each["to_status"] not in (None, each["from_status"])
+            ]
+            if walked != WALK:
+                faults.append(f"print {print_id} went {' → '.join(walked)}")
+    words = f"prints {', '.join(str(print_id) for print_id in events)}, each by its own history of events"
+    checks.settle(Check.MOVES, faults, words)
+
+
+def judge_filament(
+    checks: CheckList,
+    lanes: Sequence[Lane],
+    prints: Mapping[int, Mapping[str, Any]],
+    spools: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """The ledger against what the prints should have used: by printer and spool, to the gram."""
+    faults, evidence = [], []
+    for lane in lanes:
+        for spool in spools[lane.post.name]:
+            of_spool = [prints[i] for i in lane.print_ids if prints[i]["material_type"] == spool["material_type"]]
+            due = sum(each["estimated_grams"] for each in of_spool)
+            place = f"{lane.post.name} slot {spool['slot']} ({spool['material_type']})"
+            if abs(SPOOL_GRAMS - spool["remaining_grams"] - due) > GRAMS_TOLERANCE:
+                faults.append(f"{place} has {spool['remaining_grams']} g instead of {SPOOL_GRAMS - due:.1f} g")
+            elif due:
+                evidence.append(
+                    f"{place} {SPOOL_GRAMS:.0f} → {spool['remaining_grams']} g, {len(of_spool)} prints, "
+                    f"{spool['used_grams']} g, a cost of {spool['cost_used']:.2f}"
+                )
+    checks.settle(Check.FILAMENT, faults, "; ".join(evidence))
+
+
+def judge_order(checks: CheckList, order: Mapping[str, Any], seen: Sequence[str]) -> None:
+    status = order["production_status"]
+    faults = [] if status == seen[-1] == "printed" else [f"it is {status}"]
+    checks.settle(Check.ORDER, faults, f"order {order['id']} was seen {' → '.join(seen)}")
+
+
+def judge_mails(checks: CheckList, lanes: Sequence[Lane], mails: Sequence[EmailMessage]) -> None:
+    """One for each start and each end of a print."""
+    due = sum(len(lane.print_ids) for lane in lanes)
+    subjects = [subject_of(mail) for mail in mails if mail["To"] == EMAIL]
+    ended = [subject for subject in subjects if subject.startswith("Finished:")]
+    faults = []
+    if (len(subjects), len(ended)) != (2 * due, due):
+        faults = [f"{len(subjects)} of {2 * due} came, {len(ended)} of {due} of a finished print"]
+    checks.settle(Check.MAIL, faults, f"{len(subjects)} to {EMAIL}, the last one “{''.join(ended[-1:])}”")
+
+
+def judge_webhooks(checks: CheckList, lanes: Sequence[Lane]) -> None:
+    """One for each start and each end of a print, at its printer's receiver, which verifies it."""
+    faults, evidence = [], []
+    for lane in lanes:
+        received = lane.post.receiver.received
+        kinds = [each.json.get("type") if isinstance(each.json, dict) else None for each in received]
+        due = ["print.started", "print.completed"] * len(lane.print_ids)
+        if unverified := sum(not each.verified for each in received):
+            faults.append(f"{unverified} of {len(received)} signatures of {lane.post.name} do not hold for its secret")
+        if sorted(map(str, kinds)) != sorted(due):
+            faults.append(f"{lane.post.name}'s receiver got {len(received)} of {len(due)}")
+        evidence.append(f"{lane.post.name} {len(received)} ({' and '.join(dict.fromkeys(map(str, kinds)))})")
+    checks.settle(Check.WEBHOOK, faults, f"{', '.join(evidence)}; every signature holds for its printer's secret")

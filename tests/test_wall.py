@@ -1,0 +1,579 @@
+"""No user reads or writes what is another's, every route needs a token unless it is listed, and secrets stay inside."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import jwt
+import pytest
+import sqlalchemy as sa
+import structlog
+from flask import Flask
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
+from werkzeug.routing import Rule
+from werkzeug.test import TestResponse
+
+from app import configure_logging, create_app
+from channels import MailSender, WebhookSender
+from columns import Scaled, UtcDateTime
+from models import MAX_ID, Delivery, TokenFamily, User, db
+from notifications import Sender
+from simulator.sinks import MailSink, WebhookReceiver
+from tests.api_document import ApiDocument, rules
+from tests.conftest import BASE_TIME, Clock, OutsideClient, settings_for
+from tests.farm_builder import PASSWORD, Farm
+from tests.whole_farm import BODIES, NEVER_USED_ID, NO_REFERENCES, WholeFarm, fill
+
+pytestmark = pytest.mark.usefixtures("app")
+
+# The contract's explicit list. A route that is in neither list nor behind a token is a hole.
+PUBLIC = {
+    ("/api/auth/register", "POST"),
+    ("/api/auth/login", "POST"),
+    ("/api/auth/refresh", "POST"),
+    ("/api/auth/etsy/login", "GET"),
+    ("/api/auth/etsy/callback", "GET"),
+    ("/api/auth/etsy/callback", "POST"),
+    ("/api/health", "GET"),
+    ("/livez", "GET"),
+    ("/readyz", "GET"),
+    ("/metrics", "GET"),
+    ("/api/openapi.json", "GET"),
+    ("/api/docs", "GET"),
+    ("/api/docs/<asset>", "GET"),
+}
+OWNER, STRANGER = "QZOWNERQZ", "QZOTHERQZ"
+
+
+@pytest.fixture
+def logged() -> Iterator[Callable[[], str]]:
+    """Everything that was logged since, as it is logged in production."""
+    said, root = io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with contextlib.redirect_stderr(said):
+        configure_logging()
+        root.addHandler(logging.StreamHandler())
+    yield said.getvalue
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def document(app: Flask) -> ApiDocument:
+    return ApiDocument(app)
+
+
+def private_rules(app: Flask) -> Iterator[tuple[Rule, str]]:
+    for rule, method in rules(app):
+        if (str(rule), method) not in PUBLIC:
+            yield rule, method
+
+
+def path_of(rule: Rule, ids: dict[str, Any]) -> str:
+    path = str(rule)
+    for argument in rule.arguments:
+        path = path.replace(f"<id:{argument}>", str(ids[argument])).replace(f"<{argument}>", str(ids[argument]))
+    return path
+
+
+def own_ids(rule: Rule, method: str, whole: WholeFarm) -> dict[str, Any]:
+    return {argument: whole.id_for(argument, method) for argument in rule.arguments}
+
+
+def body_of(document: ApiDocument, rule: Rule, method: str, whole: WholeFarm) -> dict[str, Any] | None:
+    """A body that the operation takes, with every reference that it can hold pointing to the account's own rows."""
+    schema = document.body(rule, method)
+    if schema is None:
+        return None
+    body = BODIES[rule.endpoint](whole) if rule.endpoint in BODIES else {}
+    return body | {name: whole.row_named(name) for name in reference_fields(document, schema)}
+
+
+def reference_fields(document: ApiDocument, schema: dict[str, Any], depth: int = 0) -> list[str]:
+    """The fields of a body that name a row. A nested one fails here until the walk knows how to reach it."""
+    found = []
+    for field in document.fields(schema):
+        inner = document.follow(field.schema.get("items", field.schema))
+        if inner.get("properties"):
+            assert not reference_fields(document, inner, depth + 1), f"{field.name} holds references: teach the walk"
+        if field.name.endswith("_id") and "string" not in field.schema["type"] and field.name not in NO_REFERENCES:
+            found.append(field.name)
+    return found
+
+
+def call(farm: Farm, method: str, path: str, body: dict[str, Any] | None = None, **more: Any) -> TestResponse:
+    return farm.call(method, path, **({"json": body} if body is not None else {}), **more)
+
+
+def bytes_of(answer: TestResponse) -> tuple[int, bytes, list[tuple[str, str]]]:
+    return answer.status_code, answer.get_data(), sorted(answer.headers.items())
+
+
+def dump(app: Flask, user_id: int | None = None) -> dict[str, list[Any]]:
+    """All rows, or all that belong to a user."""
+    found = {}
+    with app.app_context():
+        for table in db.metadata.sorted_tables:
+            query = sa.select(table).order_by(*table.primary_key)
+            if user_id is not None:
+                owner = table.c.id if table.name == "users" else table.c.user_id
+                query = query.where(owner == user_id)
+            found[table.name] = [tuple(row) for row in db.session.execute(query)]
+    return found
+
+
+@pytest.fixture
+def both(app: Flask) -> tuple[WholeFarm, WholeFarm]:
+    owner = fill(Farm(app, f"{OWNER}@example.com"), OWNER)
+    return owner, fill(Farm(app, f"{STRANGER}@example.com"), STRANGER)
+
+
+def test_a_foreign_id_in_any_path_answers_like_one_that_never_was(
+    app: Flask, document: ApiDocument, both: tuple[WholeFarm, WholeFarm], logged: Callable[[], str]
+) -> None:
+    owner, stranger = both
+    before, faults, tried = dump(app, owner.farm.user["id"]), [], 0
+    for rule, method in private_rules(app):
+        for argument in rule.arguments:
+            body, own = body_of(document, rule, method, stranger), own_ids(rule, method, stranger)
+            absent = call(stranger.farm, method, path_of(rule, own | {argument: NEVER_USED_ID}), body)
+            if absent.status_code != 404:
+                faults.append(f"{method} {rule}: {absent.status_code} for an id that never was")
+            known = {getattr(owner, f"{kind}{argument}", None) for kind in ("", "spare_", "deleted_")}
+            # One's own that is deleted is no more than one that never was, either.
+            known.add(getattr(stranger, f"deleted_{argument}", None))
+            for foreign in sorted(known - {None}):
+                answer = call(stranger.farm, method, path_of(rule, own | {argument: foreign}), body)
+                tried += 1
+                if bytes_of(answer) != bytes_of(absent):
+                    faults.append(f"{method} {rule}: {answer.status_code} {answer.text[:200]}")
+    assert faults == []
+    assert tried > 50
+    assert dump(app, owner.farm.user["id"]) == before
+    assert OWNER not in logged()
+
+
+def test_a_foreign_id_in_any_body_answers_like_one_that_never_was(
+    app: Flask, document: ApiDocument, both: tuple[WholeFarm, WholeFarm]
+) -> None:
+    owner, stranger = both
+    before, faults, tried = dump(app), [], []
+    for rule, method in private_rules(app):
+        schema = document.body(rule, method)
+        for name in reference_fields(document, schema) if schema else []:
+            path, body = path_of(rule, own_ids(rule, method, stranger)), body_of(document, rule, method, stranger)
+            assert body is not None
+            absent = call(stranger.farm, method, path, body | {name: NEVER_USED_ID})
+            foreign = call(stranger.farm, method, path, body | {name: owner.row_named(name)})
+            tried.append((rule.endpoint, name))
+            if absent.status_code != 404 or bytes_of(foreign) != bytes_of(absent):
+                faults.append(f"{method} {rule} {name}: {absent.status_code}, {foreign.status_code} {foreign.text}")
+    assert faults == []
+    assert len(tried) >= 10
+    assert dump(app) == before
+
+
+def test_the_same_calls_reach_ones_own_rows(
+    app: Flask, document: ApiDocument, both: tuple[WholeFarm, WholeFarm]
+) -> None:
+    """Without this, an entry that asks for the wrong kind of id would see 404 everywhere and prove nothing."""
+    owner, faults = both[0], []
+    for rule, method in sorted(private_rules(app), key=lambda each: (each[1] == "DELETE", str(each[0]))):
+        if rule.endpoint == "accounts.log_out":
+            continue
+        body = body_of(document, rule, method, owner)
+        answer = call(owner.farm, method, path_of(rule, own_ids(rule, method, owner)), body)
+        # An upload is no JSON body: without its file it is 422, which is far enough.
+        refused = {401, 404, 405, 500} | ({422} if rule.endpoint != "print files.upload_file" else set())
+        if answer.status_code in refused:
+            faults.append(f"{method} {rule}: {answer.status_code} {answer.text[:200]}")
+    assert faults == []
+
+
+def test_lists_counts_and_filters_say_nothing_of_another_account(
+    app: Flask, document: ApiDocument, stranger: Farm
+) -> None:
+    """Whatever one account reads is byte for byte the same after another one came with all it has."""
+    mine = fill(stranger, STRANGER)
+
+    def read_everything(foreign: WholeFarm | None) -> dict[str, Any]:
+        found = {}
+        for rule, method in private_rules(app):
+            if method != "GET":
+                continue
+            path = path_of(rule, own_ids(rule, method, mine))
+            questions = [("", "")]
+            for parameter in document.query(rule, method):
+                name = parameter["name"]
+                questions += [(name, word) for word in parameter["schema"].get("enum", [])]
+                if parameter["schema"]["type"] == "string" and "enum" not in parameter["schema"]:
+                    questions += [(name, OWNER), (name, "%"), (name, "removed"), (name, "2026-11-21")]
+                elif name not in ("limit", "offset") and "enum" not in parameter["schema"]:
+                    questions += [(name, str(mine.row_named(name)))]
+                    asked = str(foreign.row_named(name) if foreign else NEVER_USED_ID)
+                    found[f"{path}?{name}=foreign"] = bytes_of(mine.farm.get(path, query_string={name: asked}))
+            for name, value in questions:
+                found[f"{path}?{name}={value}"] = bytes_of(mine.farm.get(path, query_string={name: value} if name else {}))
+            found[f"{path} page"] = bytes_of(mine.farm.get(path, query_string={"limit": 1, "offset": 1}))
+        return found
+
+    alone = read_everything(None)
+    assert {answer[0] for answer in alone.values()} <= {200, 422}
+    assert len(alone) > 60
+    other = fill(Farm(app, f"{OWNER}@example.com"), OWNER)
+    together = read_everything(other)
+    assert {question: answer for question, answer in together.items() if answer != alone[question]} == {}
+    assert all(OWNER.encode() not in answer[1] for answer in together.values())
+    assert any(STRANGER.encode() in answer[1] for answer in together.values())
+
+
+def test_messages_carry_nothing_of_another_account(app: Flask, clock: Clock, logged: Callable[[], str]) -> None:
+    with MailSink() as mail, WebhookReceiver() as receiver:
+        whole = [fill(Farm(app, f"{mark}@example.com"), mark, receiver.url) for mark in (OWNER, STRANGER)]
+        with app.app_context():
+            sender = Sender(
+                mail=MailSender(mail.host, mail.port, "", "", "Farm <farm@example.com>", "none", clock=clock),
+                webhooks=WebhookSender(app.extensions["parts"].settings.webhook_allowed_networks, clock=clock),
+                vault=app.extensions["parts"].vault,
+                clock=clock,
+            )
+            while sender.drain():
+                pass
+            deliveries = db.session.execute(sa.select(Delivery)).scalars().all()
+            assert {each.status for each in deliveries} == {"sent"}
+            for one, other in (whole, whole[::-1]):
+                own = [each for each in deliveries if each.user_id == one.farm.user["id"]]
+                assert len(own) >= 8
+                for each in own:
+                    said = json.dumps([each.target, each.payload])
+                    assert other.mark not in said and other.mark.casefold() not in said.casefold()
+                    assert one.mark.casefold() in each.target.casefold()
+        for message in mail.messages:
+            addressee = OWNER if OWNER.casefold() in message["To"] else STRANGER
+            other = STRANGER if addressee == OWNER else OWNER
+            assert other.casefold() not in message.as_string().casefold()
+        for post in receiver.received:
+            told = json.dumps(post.json)
+            assert (OWNER in told) is not (STRANGER in told)
+    said = logged().casefold()
+    assert "delivery" in said
+    assert OWNER.casefold() not in said and STRANGER.casefold() not in said
+
+
+def test_one_accounts_repeat_key_is_not_anothers(farm: Farm, stranger: Farm) -> None:
+    key = {"Idempotency-Key": "the-same"}
+    first = farm.post("/api/printers", {"name": OWNER}, headers=key).json
+    second = stranger.post("/api/printers", {"name": STRANGER}, headers=key)
+    assert second.status_code == 201
+    assert (second.json["name"], "Idempotent-Replay" in second.headers) == (STRANGER, False)
+    assert second.json["id"] != first["id"]
+
+
+def test_the_same_file_is_each_accounts_own(app: Flask, farm: Farm, stranger: Farm) -> None:
+    mine, theirs = farm.add_file(), stranger.add_file()
+    assert mine["sha256"] == theirs["sha256"] and mine["id"] != theirs["id"]
+    assert stranger.delete(f"/api/print-files/{theirs['id']}").status_code == 200
+    kept = app.extensions["parts"].settings.files_dir / str(farm.user["id"]) / mine["sha256"]
+    assert farm.get(f"/api/print-files/{mine['id']}").status_code == 200 and kept.is_file()
+
+
+# The database itself.
+
+COMPOSITE_KEYS = [
+    (table.name, constraint.column_keys[1])
+    for table in db.metadata.sorted_tables
+    for constraint in sorted(table.foreign_key_constraints, key=lambda each: each.column_keys)
+    if len(constraint.column_keys) == 2
+]
+# Integers that end in _id and point to no row: places on a printer, our number on the printer's wire, and the print on
+# the plate, which is compared with an id of the caller's own and never followed (a key back would close a circle).
+NO_KEYS = {("bambu_materials", "ams_id"), ("bambu_materials", "tray_id"), ("start_intents", "submission_id")}
+NO_KEYS |= {("printers", "plate_print_id")}
+
+
+def value_for(column: sa.Column[Any]) -> Any:
+    kind = column.type
+    if isinstance(kind, sa.Enum):
+        return kind.python_type(kind.enums[0]) if kind.python_type is not str else kind.enums[0]
+    if isinstance(kind, UtcDateTime):
+        return BASE_TIME
+    if isinstance(kind, sa.String):
+        return secrets.token_hex(16)[: kind.length or 32]
+    if isinstance(kind, sa.JSON):
+        return {}
+    if isinstance(kind, sa.Boolean):
+        return False
+    assert isinstance(kind, sa.Integer | Scaled), column
+    return secrets.randbelow(200) + 1 if "id" in column.name else 1
+
+
+def make_row(table: sa.Table, user_id: int, **given: Any) -> dict[str, Any]:
+    """Insert a row of a user with fresh rows of theirs behind every reference; its values with the id."""
+    references = {
+        constraint.column_keys[1]: constraint.referred_table
+        for constraint in table.foreign_key_constraints
+        if len(constraint.column_keys) == 2
+    }
+    values: dict[str, Any] = {}
+    for column in table.columns:
+        if column.name in given:
+            values[column.name] = given[column.name]
+        elif column.name == "user_id":
+            values[column.name] = user_id
+        elif column.name in references:
+            values[column.name] = make_row(references[column.name], user_id)["id"]
+        elif not (column.primary_key and isinstance(column.type, sa.Integer)):
+            values[column.name] = value_for(column)
+    key = db.session.execute(sa.insert(table).values(**values)).inserted_primary_key
+    return values | dict(zip((column.name for column in table.primary_key), key or (), strict=False))
+
+
+@pytest.fixture
+def two_users(app: Flask) -> Iterator[tuple[int, int]]:
+    with app.app_context():
+        users = [make_row(User.__table__, 0) for _ in range(2)]
+        db.session.commit()
+        yield users[0]["id"], users[1]["id"]
+        db.session.rollback()
+
+
+@pytest.mark.parametrize(("table_name", "column"), COMPOSITE_KEYS)
+def test_the_database_refuses_a_row_across_users(two_users: tuple[int, int], table_name: str, column: str) -> None:
+    mine, theirs = two_users
+    table = db.metadata.tables[table_name]
+    constraint = next(each for each in table.foreign_key_constraints if each.column_keys[1:] == [column])
+    foreign = make_row(constraint.referred_table, theirs)["id"]
+    # The very same row is taken from its owner: it is the crossing that is refused.
+    make_row(table, theirs, **{column: foreign})
+    db.session.commit()
+    with pytest.raises(IntegrityError, match="(?i)foreign key"):
+        make_row(table, mine, **{column: make_row(constraint.referred_table, theirs)["id"]})
+        db.session.commit()
+
+
+def test_every_reference_between_owned_rows_is_held_by_a_composite_key() -> None:
+    loose = {
+        (table.name, column.name)
+        for table in db.metadata.sorted_tables
+        for column in table.columns
+        if column.name.endswith("_id")
+        and column.name != "user_id"
+        and isinstance(column.type, sa.Integer)
+        and (table.name, column.name) not in COMPOSITE_KEYS
+    }
+    assert loose == NO_KEYS
+    assert len(COMPOSITE_KEYS) > 20
+
+
+def test_every_table_belongs_to_a_user() -> None:
+    ownerless = {table.name for table in db.metadata.sorted_tables if "user_id" not in table.columns}
+    assert ownerless == {"users"}
+
+
+# Tokens.
+
+
+# The library reads the wall clock; the app's stands still.
+AS_IS = {"verify_exp": False, "verify_iat": False}
+
+
+def bad_tokens(app: Flask, farm: Farm, clock: Clock) -> dict[str, str | None]:
+    """Authorization headers that must open nothing."""
+    key = app.extensions["parts"].settings.jwt_secret_key.get_secret_value()
+    good = jwt.decode(farm.token, key, algorithms=["HS256"], audience="access", options=AS_IS)
+    expires = int((clock() + timedelta(minutes=5)).timestamp())
+
+    def signed(by: str = key, algorithm: str = "HS256", **changes: Any) -> str:
+        claims = {name: value for name, value in (good | changes).items() if value is not ...}
+        return "Bearer " + jwt.encode(claims, by, algorithm)
+
+    def part(value: Any) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    head, body, signature = farm.token.split(".")
+    stranger_id = Farm(app, "third@example.com").user["id"]
+    left = Farm(app, "left@example.com")
+    assert left.post("/api/auth/logout").status_code == 200
+    gone = Farm(app, "gone@example.com")
+    with app.app_context():
+        db.session.execute(sa.delete(User).where(User.id == gone.user["id"]))
+        db.session.commit()
+    assert farm.call("GET", "/api/auth/user", headers={"Authorization": signed(exp=expires)}).status_code == 200
+    return {
+        "none": None,
+        "empty": "",
+        "no token": "Bearer ",
+        "other scheme": f"Basic {farm.token}",
+        "no scheme": farm.token,
+        "garbage": "Bearer garbage",
+        "not ASCII": "Bearer ü.ü.ü",
+        "two": f"Bearer {farm.token} {farm.token}",
+        "cut off": f"Bearer {farm.token[:-4]}",
+        "expired": signed(exp=int(clock().timestamp())),
+        "refresh": f"Bearer {farm.refresh_token}",
+        "other key": signed(by="k" * 44),
+        "alg none": f"Bearer {part({'alg': 'none', 'typ': 'JWT'})}.{body}.",
+        "alg None with a signature": f"Bearer {part({'alg': 'None', 'typ': 'JWT'})}.{body}.{signature}",
+        "other algorithm": signed(algorithm="HS512"),
+        "other issuer": signed(iss="somebody"),
+        "other audience": signed(aud="mail"),
+        "body of another": f"Bearer {head}.{part(good | {'sub': str(stranger_id)})}.{signature}",
+        "another's sub": signed(sub=str(stranger_id)),
+        "sub is no number": signed(sub="me"),
+        "unknown family": signed(fid="0" * 32),
+        "family is a list": signed(fid=[good["fid"]]),
+        "exp is no number": signed(exp="soon"),
+        "exp is not a number": signed(exp=float("nan")),
+        **{f"without {name}": signed(**{name: ...}) for name in ("exp", "iat", "sub", "jti", "iss", "aud", "fid")},
+        "nested deep": f"Bearer {'W1tb' * 20_000}.e30.x",
+        "logged out": f"Bearer {left.token}",
+        "deleted account": f"Bearer {gone.token}",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
+def test_every_route_but_the_listed_ones_needs_a_good_token(app: Flask, farm: Farm, clock: Clock) -> None:
+    client, faults, shapes = app.test_client(), [], set()
+    tokens = bad_tokens(app, farm, clock)
+    for rule, method in private_rules(app):
+        path = path_of(rule, dict.fromkeys(rule.arguments, 1))
+        for name, header in tokens.items():
+            answer = client.open(path, method=method, headers={} if header is None else {"Authorization": header})
+            if answer.status_code != 401 or answer.headers.get("WWW-Authenticate") != "Bearer":
+                faults.append(f"{method} {rule} with {name}: {answer.status_code} {answer.text[:100]}")
+            shapes.add(tuple(answer.json or ()))
+    assert faults == []
+    assert shapes == {("error", "code")}
+
+
+def test_the_listed_routes_need_none(app: Flask) -> None:
+    listed = {(str(rule), method) for rule, method in rules(app)} & PUBLIC
+    assert listed == PUBLIC
+    client = app.test_client()
+    for path, method in PUBLIC:
+        answer = client.open(path.replace("<asset>", "page.js"), method=method)
+        assert answer.status_code != 401 or answer.json["code"] == "etsy_login_gone", (path, answer.text)
+
+
+def test_no_rule_answers_options_by_a_view_of_its_own(app: Flask) -> None:
+    """OPTIONS passes the guard, for browsers ask before they send a token: it must never reach a view."""
+    for rule in app.url_map.iter_rules():
+        assert rule.provide_automatic_options or "OPTIONS" not in (rule.methods or ()), rule
+
+
+def test_a_new_route_is_closed_by_default(tmp_path: Any, database_url: str) -> None:
+    app = create_app(settings_for(database_url, tmp_path), clock=Clock())
+    app.test_client_class = OutsideClient
+    app.add_url_rule("/api/new", "new", lambda: {"open": True})
+    app.add_url_rule("/health/new", "probes.get_new", lambda: {"open": True}, methods=["GET", "POST"])
+    client = app.test_client()
+    assert client.get("/api/new").status_code == 401
+    assert client.post("/health/new").status_code == 401
+    assert {(str(rule), method) for rule, method in private_rules(app)} >= {("/api/new", "GET"), ("/health/new", "POST")}
+    with app.app_context():
+        db.engine.dispose()
+
+
+# Secrets.
+
+
+def test_secrets_never_leave(app: Flask, document: ApiDocument, farm: Farm, logged: Callable[[], str]) -> None:
+    whole = fill(farm, OWNER)
+    pair = app.test_client().post("/api/auth/refresh", json={"refresh_token": farm.refresh_token}).json
+    farm.token = pair["token"]
+    settings = app.extensions["parts"].settings
+    keys = [settings.secret_key, settings.jwt_secret_key, settings.encryption_keys]
+    hidden = [PASSWORD, whole.access_code, whole.cloud_token, whole.webhook_secret, farm.refresh_token]
+    hidden += [pair["token"], pair["refresh_token"], *(key.get_secret_value() for key in keys)]
+    answers = []
+    for rule, method in private_rules(app):
+        path = path_of(rule, own_ids(rule, method, whole))
+        if method == "GET":
+            answers.append(farm.get(path))
+        elif method == "PUT":
+            answers.append(farm.put(path, {}))
+            answers.append(farm.put(path, {"no_such_field": 1}))
+    assert len(answers) > 20
+    texts = [answer.text + str(answer.headers) for answer in answers]
+    stored = json.dumps(dump(app), default=str)
+    with app.app_context():
+        path = db.engine.url.database
+        if db.engine.dialect.name == "sqlite" and path:
+            db.session.execute(sa.text("PRAGMA wal_checkpoint"))
+            for name in (path, f"{path}-wal"):
+                with open(name, "rb") as file:
+                    stored += file.read().decode("latin-1")
+    said = logged()
+    for secret in hidden:
+        assert not any(secret in text for text in texts)
+        assert secret not in stored and secret not in said
+    assert OWNER in stored
+
+
+def test_the_log_of_a_failed_statement_holds_none_of_its_values(app: Flask, logged: Callable[[], str]) -> None:
+    """A fault of the database's own, with a password's hash and an address among the statement's values."""
+    with app.app_context():
+        engine = db.engine
+
+    def break_it(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> Any:
+        return (statement.replace("INSERT INTO users", "INSERT INTO no_users"), parameters)
+
+    event.listen(engine, "before_cursor_execute", break_it, retval=True)
+    try:
+        body = {"email": f"{OWNER}@example.com", "password": PASSWORD}
+        answer = app.test_client().post("/api/auth/register", json=body)
+    finally:
+        event.remove(engine, "before_cursor_execute", break_it)
+    assert answer.status_code in (500, 503)
+    said = (logged() + answer.text).casefold()
+    assert "error" in said
+    assert OWNER.casefold() not in said and "argon2" not in said and PASSWORD not in said
+
+
+def test_what_is_sealed_opens_for_its_own_row_alone(app: Flask, both: tuple[WholeFarm, WholeFarm]) -> None:
+    """A ciphertext copied from one account's row to another's is worth nothing there."""
+    owner, stranger = both
+    with app.app_context():
+        vault = app.extensions["parts"].vault
+        connections = db.metadata.tables["printer_connections"]
+        rows = {
+            row.user_id: row
+            for row in db.session.execute(
+                sa.select(connections).where(connections.c.id.in_([owner.connection_id, stranger.connection_id]))
+            )
+        }
+        mine, theirs = rows[owner.farm.user["id"]], rows[stranger.farm.user["id"]]
+
+        def label(row: Any) -> str:
+            return f"printer_connections.access_code:{row.user_id}:{row.printer_id}"
+
+        assert vault.open(mine.access_code_sealed, label(mine)) == owner.access_code
+        from vault import SealBroken
+
+        with pytest.raises(SealBroken):
+            vault.open(mine.access_code_sealed, label(theirs))
+
+
+def test_an_id_that_no_row_can_have_is_no_address(farm: Farm) -> None:
+    farm.add_printer()
+    never = farm.get(f"/api/printers/{NEVER_USED_ID}")
+    for text in ("0", "-1", str(MAX_ID + 1), str(2**63), "1.0", "1e0", "٣", "%00", "1%00", "x", "+1", "'", "..", "1;2"):
+        answer = farm.get(f"/api/printers/{text}")
+        assert bytes_of(answer) == bytes_of(never), text
+
+
+def test_families_of_all_accounts_are_apart(app: Flask, farm: Farm, stranger: Farm) -> None:
+    farm.post("/api/auth/logout")
+    assert stranger.get("/api/auth/user").json["email"] == "stranger@example.com"
+    with app.app_context():
+        revoked = db.session.execute(sa.select(TokenFamily.user_id).where(TokenFamily.revoked_at.is_not(None))).scalars()
+        assert set(revoked) == {farm.user["id"]}

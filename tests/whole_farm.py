@@ -1,0 +1,173 @@
+"""A farm with a row of everything in it, each text carrying its owner's mark, and what each operation takes as a body."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from simulator import Plate, make_sliced_file
+from tests.farm_builder import PASSWORD, Farm
+
+NEVER_USED_ID = 2**31 - 1
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class WholeFarm:
+    """The ids of one account's rows. A `spare_` row may be deleted, a `deleted_` one is; `mark` stands in every text."""
+
+    farm: Farm
+    mark: str
+    printer_id: int
+    spare_printer_id: int
+    deleted_printer_id: int
+    connection_id: int
+    spare_connection_id: int
+    material_id: int
+    spare_material_id: int
+    print_id: int
+    spare_print_id: int
+    deleted_print_id: int
+    started_print_id: int
+    order_id: int
+    file_id: int
+    spare_file_id: int
+    profile_id: int
+    spare_profile_id: int
+    webhook_secret: str
+    access_code: str
+    cloud_token: str
+
+    def id_for(self, argument: str, method: str) -> int:
+        """The id for a path's argument of that name. Raises AttributeError for a name that is new here."""
+        found: int = getattr(self, f"spare_{argument}" if method == "DELETE" else argument)
+        return found
+
+    def row_named(self, reference: str) -> int:
+        """The id for a body's or query's field of that name. Raises KeyError for a name that is new here."""
+        found: int = getattr(self, REFERENCES[reference])
+        return found
+
+
+# Fields of bodies and queries that name a row, and whose row they name.
+REFERENCES = {
+    "printer_id": "printer_id",
+    "order_id": "order_id",
+    "print_file_id": "file_id",
+    "print_id": "print_id",
+    "id": "print_id",
+    "customer_id": "order_id",
+}
+# End in _id and name a place on a printer.
+NO_REFERENCES = frozenset({"ams_id", "tray_id"})
+
+
+def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") -> WholeFarm:
+    """Make everything that the API can make. `mark`: 4 to 20 letters and digits."""
+    access_code, cloud_token = f"{mark}code", f"{mark}-cloud-token"
+    lan = {"connection_type": "bambu_lan", "host": "192.0.2.10", "access_code": access_code}
+    printer = farm.add_printer(
+        f"{mark} printer",
+        model=f"{mark} model",
+        location=f"{mark} shelf",
+        notes=f"{mark} notes",
+        serial_number=f"{mark}01",
+        **lan,
+    )
+    connected = farm.add_printer(f"{mark} connected", serial_number=f"{mark}02", **lan)
+    bare = farm.add_printer(f"{mark} bare")
+    deleted = farm.add_printer(f"{mark} deleted")
+    assert farm.delete(f"/api/printers/{deleted['id']}").status_code == 200
+    changed = farm.put(f"/api/printer-connections/{connected['connection_id']}", {"cloud_token": cloud_token})
+    assert changed.status_code == 200, changed.text
+    preferences = farm.put(
+        f"/api/bambu/notifications/{printer['id']}",
+        {"webhook_url": f"{webhook_url}/{mark}", "notify_material_change": True},
+    ).json
+    texts = {"vendor": f"{mark} vendor", "notes": f"{mark} spool", "color": f"{mark} blue"}
+    spool = farm.add_material(printer["id"], 0, material_type=f"{mark} PLA", **texts)
+    spare_spool = farm.add_material(printer["id"], 1, material_type=f"{mark} PETG", **texts)
+    file = _uploaded(farm, mark, 30)
+    spare_file = _uploaded(farm, mark, 31)
+    profile = farm.add_profile(
+        f"{mark} product",
+        sku=f"{mark}-sku",
+        options={f"{mark} option": f"{mark} value"},
+        print_file_id=file["id"],
+        preferred_material=f"{mark} PLA",
+        preferred_color=f"{mark} blue",
+        notes=f"{mark} profile",
+    )
+    spare_profile = farm.add_profile(f"{mark} spare")
+    order = farm.add_order(
+        {"title": f"{mark} product", "quantity": 2, "sku": f"{mark}-sku", "options": {f"{mark} size": f"{mark} large"}},
+        buyer_name=f"{mark} buyer",
+    )
+    fields = {"notes": f"{mark} print", "material_slot": 0, "estimated_grams": 12.5}
+    queued = farm.add_print(printer["id"], f"{mark} queued", print_file_id=file["id"], **fields)
+    spare_print = farm.add_print(printer["id"], f"{mark} spare", **fields)
+    gone = farm.add_print(printer["id"], f"{mark} gone", **fields)
+    assert farm.delete(f"/api/bambu/scheduled-prints/{gone['id']}").status_code == 200
+    done = farm.add_print(printer["id"], f"{mark} done", order_id=order["id"], **fields)
+    farm.move(done["id"], "started", "completed")
+    failed = farm.add_print(printer["id"], f"{mark} failed", **fields)
+    farm.move(failed["id"], "started", "failed", failed_reason=f"{mark} came off")
+    started = farm.add_print(printer["id"], f"{mark} running", **fields)
+    farm.move(started["id"], "started")
+    return WholeFarm(
+        farm=farm,
+        mark=mark,
+        printer_id=printer["id"],
+        spare_printer_id=bare["id"],
+        deleted_printer_id=deleted["id"],
+        connection_id=printer["connection_id"],
+        spare_connection_id=connected["connection_id"],
+        material_id=spool["id"],
+        spare_material_id=spare_spool["id"],
+        print_id=queued["id"],
+        spare_print_id=spare_print["id"],
+        deleted_print_id=gone["id"],
+        started_print_id=started["id"],
+        order_id=order["id"],
+        file_id=file["id"],
+        spare_file_id=spare_file["id"],
+        profile_id=profile["id"],
+        spare_profile_id=spare_profile["id"],
+        webhook_secret=preferences["webhook_secret"],
+        access_code=access_code,
+        cloud_token=cloud_token,
+    )
+
+
+def _uploaded(farm: Farm, mark: str, minutes: int) -> dict[str, Any]:
+    answer = farm.upload(make_sliced_file(None, [Plate(minutes=minutes)]), f"{mark}-{minutes}.gcode.3mf")
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json
+    return made
+
+
+# The least that each operation takes, by its endpoint. One with required fields that is not in here fails the tests.
+BODIES: dict[str, Callable[[WholeFarm], dict[str, Any]]] = {
+    "accounts.register": lambda whole: {"email": f"new{next(_numbers)}@example.com", "password": PASSWORD},
+    "accounts.log_in": lambda whole: {"email": whole.farm.user["email"], "password": PASSWORD},
+    "accounts.refresh": lambda whole: {"refresh_token": "none"},
+    "etsy login.finish_etsy_login": lambda whole: {"code": "none", "state": "none"},
+    "printers.add_printer": lambda whole: {"name": "New"},
+    "printers.clear_plate": lambda whole: {"print_id": None},
+    "printer connections.add_connection": lambda whole: {
+        "printer_id": whole.spare_printer_id,
+        "connection_type": "bambu_cloud",
+    },
+    "materials.add_material": lambda whole: {
+        "slot": 5,
+        "material_type": "PLA",
+        "weight_grams": 1000,
+        "replace": True,
+    },
+    "scheduled prints.add_print": lambda whole: {"printer_id": whole.printer_id, "job_name": "New"},
+    "orders.add_order": lambda whole: {"buyer_name": "New", "items": [{"title": "New", "quantity": 1}]},
+    "orders.schedule_prints": lambda whole: {"printer_id": whole.printer_id},
+    "product profiles.add_profile": lambda whole: {"product_name": "New"},
+}
