@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _PAYLOAD_LIMIT_BYTES = 4 * 1024 * 1024
-_COREKEYS = ("gcode_state", "mc_percent", "home_flag", "nozzle_temper")
+_CORE_KEYS = ("gcode_state", "mc_percent", "home_flag", "nozzle_temper")
 _ATTRIBUTES = [entry.name for entry in fields(PrinterState)]
 _attributes_of: Callable[[Facts], Any] = itemgetter(*_ATTRIBUTES)
 _NOTHING: Facts = {name: getattr(UNKNOWN, name) for name in _ATTRIBUTES}
@@ -109,7 +109,7 @@ def is_full(message: Mapping[str, Any]) -> bool:
 def _report_is_full(report: Mapping[str, Any]) -> bool:
     if "msg" in report:
         return report["msg"] in (0, "0") and type(report["msg"]) is not bool
-    return all(key in report for key in _COREKEYS)
+    return all(key in report for key in _CORE_KEYS)
 
 
 def merge(raw: Raw, message: Mapping[str, Any]) -> Raw:

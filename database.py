@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import flask_migrate
+import orjson
 import sqlalchemy as sa
 from flask import Flask
 from flask_migrate import Migrate
@@ -37,14 +38,16 @@ migrate = Migrate(render_as_batch=True, render_item=render_item, directory=str(M
 
 
 def engine_options(url: str) -> dict[str, Any]:
+    json = {"json_serializer": lambda value: orjson.dumps(value).decode(), "json_deserializer": orjson.loads}
     if url.startswith("postgresql"):
         return {
+            **json,
             "pool_pre_ping": True,
             "pool_size": 20,
             "max_overflow": 20,
             "connect_args": {"options": "-c timezone=utc -c statement_timeout=30000 -c lock_timeout=10000"},
         }
-    return {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+    return {**json, "connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
 
 
 def init_app(app: Flask) -> None:

@@ -110,7 +110,7 @@ def _farewell(stage: Stage) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="One Etsy order becomes a finished print, simulated.")
     parser.add_argument("--once", action="store_true", help="end after one round: 0 if everything was seen to happen")
-    parser.add_argument("--speed", type=float, default=240.0, help="the printers' seconds per real one (default 240)")
+    parser.add_argument("--speed", type=float, default=180.0, help="the printers' seconds per real one (default 180)")
     parser.add_argument("--port", type=int, default=5000, help="the app's, or the next free one (default 5000)")
     parser.add_argument(
         "--folder",

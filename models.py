@@ -137,6 +137,7 @@ class CommandKind(StrEnum):
     pause = "pause"
     resume = "resume"
     stop = "stop"
+    test = "test"
 
 
 class CommandState(StrEnum):
@@ -421,6 +422,8 @@ class PrinterConnection(db.Model):
     access_code_sealed: Mapped[str | None] = mapped_column(sa.Text)
     cloud_token_sealed: Mapped[str | None] = mapped_column(sa.Text)
     fingerprint: Mapped[str | None] = mapped_column(sa.String(64))
+    # Some A1 firmware hangs when the FTPS data channel is encrypted; found out once, remembered.
+    clear_data: Mapped[bool] = mapped_column(default=False)
     # Raised by every edit: the worker closes a link that was opened for an older version of the row.
     version: Mapped[int] = mapped_column(default=1)
     connection_status: Mapped[ConnectionStatus] = mapped_column(
@@ -439,6 +442,25 @@ class PrinterConnection(db.Model):
 
     def secret_owner(self, column: str) -> str:
         return f"printer_connections.{column}:{self.user_id}:{self.printer_id}"
+
+
+class PrinterGate(db.Model):
+    """A physical printer, by its serial number: two accounts may have entered the same machine. Who holds it, and since
+    which epoch; a holder's lease runs out by itself."""
+
+    __tablename__ = "printer_gates"
+    serial_number: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    owner: Mapped[str | None] = mapped_column(sa.String(64), index=True)
+    lease_until: Mapped[datetime | None]
+    epoch: Mapped[int] = mapped_column(default=0)
+
+
+class WorkerPresence(db.Model):
+    """A worker that is alive, so that each takes its share of the printers."""
+
+    __tablename__ = "worker_presences"
+    owner: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    seen_at: Mapped[datetime]
 
 
 class BambuMaterial(db.Model):
@@ -743,7 +765,7 @@ class StartIntent(db.Model):
 
 
 class PrinterCommand(db.Model):
-    """Pause, resume or stop, on its way from any web process to the worker that holds the printer's connection."""
+    """What a person asks of a printer, on its way from any web process to the worker that holds its connection."""
 
     __tablename__ = "printer_commands"
     __table_args__ = (
@@ -754,10 +776,11 @@ class PrinterCommand(db.Model):
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(_owner())
     printer_id: Mapped[int]
-    print_id: Mapped[int]
+    print_id: Mapped[int | None]
     kind: Mapped[CommandKind] = mapped_column(words(CommandKind, "kind"))
     state: Mapped[CommandState] = mapped_column(words(CommandState, "state"), default=CommandState.requested)
     reason: Mapped[str | None] = mapped_column(sa.Text)
+    result: Mapped[dict[str, Any] | None]
     requested_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]

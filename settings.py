@@ -108,6 +108,10 @@ class Settings(BaseModel):
             f"{name.upper()} {fault}. Make one with: python settings.py --write-secrets DIR"
             for name in ("secret_key", "jwt_secret_key", "encryption_keys")
             if (fault := _weakness(getattr(self, name).get_secret_value(), strict=self.is_production))
+        ] or [
+            f"ENCRYPTION_KEYS number {number} is not 32 bytes in base64. Make one with: python settings.py --write-secrets DIR"
+            for number, key in enumerate(self.encryption_keys.get_secret_value().split(","), 1)
+            if not _is_encryption_key(key.strip())
         ]
         if len({self.secret_key.get_secret_value(), self.jwt_secret_key.get_secret_value()}) == 1:
             faults.append("SECRET_KEY and JWT_SECRET_KEY must differ")
@@ -171,6 +175,13 @@ def _weakness(secret: str, *, strict: bool) -> str | None:
     if strict and len(set(secret)) < 8:
         return "is not random"
     return None
+
+
+def _is_encryption_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text.encode(), altchars=b"-_", validate=True)) == 32
+    except (ValueError, UnicodeEncodeError):
+        return False
 
 
 def _fill_in_secrets(values: dict[str, Any]) -> None:

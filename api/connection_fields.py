@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from marshmallow import ValidationError, fields, validates_schema
+from marshmallow import ValidationError, validates_schema
 
 from api import context
-from api.fields import Body, Ranged, Text, Word
+from api.fields import Body, Id, Ranged, Text, Word
 from models import ConnectionType, Printer, PrinterConnection
 from vault import Vault
 
@@ -39,7 +39,7 @@ def _check_host(value: str | None) -> None:
             mapped.is_multicast
             or mapped.is_unspecified
             or mapped.is_link_local
-            or (mapped.is_reserved and not mapped.is_private)
+            or (mapped.is_reserved and not mapped.is_loopback)
         ):
             raise ValidationError("Not an address that a printer can have.")
         is_loopback = mapped.is_loopback
@@ -107,7 +107,7 @@ class ConnectionChange(NewConnectionFields):
 
 
 class NewConnection(ConnectionChange):
-    printer_id = fields.Integer(required=True)
+    printer_id = Id(required=True)
     connection_type = Word(ConnectionType, required=True)
     _needs_all = True
 

@@ -176,6 +176,8 @@ def get_status(connection_id: int) -> Response:
     status, reason = connection.connection_status, connection.status_reason
     if status is ConnectionStatus.connected and not live:
         status, reason = ConnectionStatus.offline, f"Nothing heard for {LIVE_FOR.seconds} seconds."
+    elif status is not ConnectionStatus.connected and reason is None:
+        reason = "No connection has been made yet."
     snapshot = connection.snapshot or {}
     shown = {name: snapshot.get(name) for name in STATUS_FIELDS}
     if not live:

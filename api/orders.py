@@ -133,8 +133,12 @@ class NewOrderItem(Body):
 class NewOrder(Body):
     buyer_name = Text(required=True)
     items = fields.List(fields.Nested(NewOrderItem), required=True, validate=validate.Length(1, 500))
-    currency = fields.String(
-        validate=validate.Regexp(r"^[A-Z]{3}$"), metadata={"description": "ISO 4217; else the user's"}
+    currency = Text(
+        3,
+        3,
+        pattern=r"^[A-Z]{3}$",
+        fault="Not an ISO 4217 code.",
+        metadata={"description": "ISO 4217; else the user's"},
     )
     ship_by = Moment(allow_none=True)
     status = Word(OrderStatus, load_default=OrderStatus.paid)

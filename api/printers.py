@@ -175,7 +175,8 @@ def list_printers(args: dict[str, Any]) -> Response:
 def add_printer(data: dict[str, Any]) -> Response:
     """Add a printer; with the fields of a connection in the same call, its connection too."""
     at = context.now()
-    inline = {name: data.pop(name) for name in INLINE_FIELDS if name in data}
+    # A form sends null for what was left empty: that means no connection.
+    inline = {name: value for name in INLINE_FIELDS if (value := data.pop(name, None)) is not None}
     printer = Printer(user_id=current_user_id(), created_at=at, updated_at=at, **data)
     db.session.add(printer)
     db.session.flush()
@@ -227,15 +228,28 @@ def remove_printer(printer_id: int) -> Response:
     return json_response({"message": "Printer removed", "id": printer_id})
 
 
+def _last_print(printer: Printer) -> ScheduledPrint | None:
+    """The print whose parts lie on the plate, even when it was taken off the lists."""
+    if printer.plate_print_id is None:
+        return None
+    return db.session.execute(
+        sa.select(ScheduledPrint).where(
+            ScheduledPrint.user_id == current_user_id(), ScheduledPrint.id == printer.plate_print_id
+        )
+    ).scalar_one_or_none()
+
+
 @blueprint.post("/<id:printer_id>/plate-cleared")
 @blueprint.arguments(PlateCleared)
 @blueprint.response(200, PrinterSchema)
 def clear_plate(data: dict[str, Any], printer_id: int) -> Response:
     """Say that the plate is empty. Names the last print, so that a late click cannot clear the next one."""
     printer = get_mine(Printer, printer_id, for_update=True)
-    if data["print_id"] is not None:
-        get_mine(ScheduledPrint, data["print_id"])
-    if data["print_id"] != printer.plate_print_id:
+    last, named = _last_print(printer), data["print_id"]
+    if named is not None and (last is None or named != last.id):
+        get_mine(ScheduledPrint, named)
+    # One that was deleted is on no list any more: then null names it as well.
+    if named != (last.id if last else None) and not (named is None and last is not None and last.deleted_at):
         raise Conflict("Another print lies on the plate by now. Look again.", code="another_print_on_plate")
     running = db.session.execute(
         mine(ScheduledPrint, sa.func.count()).where(

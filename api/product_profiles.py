@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Response
 from flask_smorest import Blueprint
-from marshmallow import fields, validate
+from marshmallow import fields
 
 from api import context
 from api.fields import Body, Color, Id, Moment, Num, Ranged, RangedNum, Text
@@ -60,7 +60,7 @@ class ProfilesSchema(Body):
 class ProfileChange(Body):
     product_name = Text()
     sku = Text(allow_none=True)
-    etsy_listing_id = fields.String(allow_none=True, validate=validate.Regexp(r"^[0-9]{1,20}$"))
+    etsy_listing_id = Text(1, 20, pattern=r"^[0-9]{1,20}$", fault="Not the id of a listing.", allow_none=True)
     options = OptionsField()
     print_file_id = Id(allow_none=True)
     plate = Ranged(1, 1000)

@@ -70,8 +70,8 @@ def find_profile(line: OrderItem, profiles: Iterable[ProductProfile]) -> Product
     for wanted, fits in rules:
         fitting = [profile for profile in candidates if fits(profile)] if wanted else []
         if fitting:
-            # Of two profiles of one listing the one that names more options is the more exact.
-            return max(fitting, key=lambda profile: (len(profile.options or {}), -profile.id))
+            # Of several the one whose options fit, and of those the one that names more of them, is the most exact.
+            return max(fitting, key=lambda found: (same_options(found), len(found.options or {}), -found.id))
     return None
 
 

@@ -21,6 +21,7 @@ import structlog
 from bambu_client import NotSent, StartOrder
 from bambu_files import StorageFault
 from bambu_report import PrinterActivity, PrinterState, Storage
+from farm.leases import Lease, still_holds
 from farm.live import is_live
 from farm.materials import Stage, StageLimits, spool_for, stage_of
 from farm.moves import move_print
@@ -271,6 +272,7 @@ def start(
     link: Link,
     uploader: Uploader,
     *,
+    lease: Lease,
     clock: Callable[[], datetime],
     rules: StartRules,
     is_stopping: threading.Event,
@@ -281,7 +283,7 @@ def start(
     Returns the intent, whatever became of it, or None if nothing was to be started. Runs in a thread of its own: the
     upload may take minutes.
     """
-    intent = _claim_next(printer_id, link, clock(), rules)
+    intent = _claim_next(printer_id, link, lease, clock(), rules)
     if intent is None:
         return None
     path = folder_of(rules.files_dir, intent.user_id) / intent.sha256
@@ -298,7 +300,7 @@ def start(
     if not _hear_afresh(link, clock, fresh_report_seconds):
         return _give_back(intent, "the printer did not answer in time", now=clock())
     generation, heard_at = link.generation, link.full_heard_at
-    order = _arm(intent, link.state, clock(), rules)
+    order = _arm(intent, link.state, lease, clock(), rules)
     if order is None or heard_at is None:
         return intent
     try:
@@ -310,7 +312,10 @@ def start(
     return intent
 
 
-def _claim_next(printer_id: int, link: Link, now: datetime, rules: StartRules) -> StartIntent | None:
+def _claim_next(printer_id: int, link: Link, lease: Lease, now: datetime, rules: StartRules) -> StartIntent | None:
+    if not still_holds(lease, now=now):
+        db.session.rollback()
+        return None
     printer = db.session.execute(
         sa.select(Printer).where(Printer.id == printer_id, Printer.deleted_at.is_(None)).with_for_update()
     ).scalar_one_or_none()
@@ -384,9 +389,13 @@ def _hear_afresh(link: Link, clock: Callable[[], datetime], patience_seconds: fl
     return False
 
 
-def _arm(intent: StartIntent, state: PrinterState, now: datetime, rules: StartRules) -> StartOrder | None:
+def _arm(intent: StartIntent, state: PrinterState, lease: Lease, now: datetime, rules: StartRules) -> StartOrder | None:
     """All interlocks again on the fresh report, then `published` in one conditional UPDATE. The write precedes the
     send: after a crash in between, the start counts as sent and is never repeated without a person. Commits."""
+    if not still_holds(lease, now=now):
+        # Somebody else holds the printer by now, and has withdrawn this intent or will.
+        db.session.rollback()
+        return None
     kept = db.session.get_one(StartIntent, intent.id, populate_existing=True, with_for_update=True)
     printer = db.session.get_one(Printer, kept.printer_id, populate_existing=True, with_for_update=True)
     waiting = db.session.get_one(ScheduledPrint, kept.print_id, populate_existing=True, with_for_update=True)

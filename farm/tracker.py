@@ -6,6 +6,7 @@ because a printer merely happens to say FINISH.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -190,30 +191,36 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
         )
 
 
-def mark_unconfirmed(printer: Printer, *, now: datetime) -> None:
-    """A start that the printer does not confirm is shown as such and never repeated without a person."""
-    intent = db.session.execute(
+def mark_unconfirmed(printer_ids: Sequence[int], *, now: datetime) -> None:
+    """A start that its printer does not confirm is shown as such and never repeated without a person."""
+    intents = db.session.execute(
         sa.select(StartIntent).where(
-            StartIntent.printer_id == printer.id,
             StartIntent.state == IntentState.published,
             StartIntent.published_at < now - UNCONFIRMED_AFTER,
         )
-    ).scalar_one_or_none()
-    if intent is None:
-        return
+    ).scalars()
+    for intent in intents:
+        if intent.printer_id in printer_ids:
+            _mark_unconfirmed(intent)
+
+
+def _mark_unconfirmed(intent: StartIntent) -> None:
     intent.state = IntentState.unknown
     waiting = db.session.get_one(ScheduledPrint, intent.print_id)
     waiting.waiting_reason = (
         "sent to the printer, which does not confirm it: look at the printer, then say what happened"
     )
-    log.warning("start_unconfirmed", print_id=intent.print_id, printer_id=printer.id)
+    log.warning("start_unconfirmed", print_id=intent.print_id, printer_id=intent.printer_id)
 
 
-def withdraw_unsent(now: datetime) -> None:
-    """At the worker's start: intents that a worker left behind before anything was sent. The caller commits."""
+def withdraw_unsent(printer_ids: Sequence[int], *, now: datetime) -> None:
+    """When these printers come into new hands: intents that the last holder left before sending. The caller commits."""
     db.session.execute(
         sa.update(StartIntent)
-        .where(StartIntent.state.in_((IntentState.claimed, IntentState.uploading, IntentState.armed)))
+        .where(
+            StartIntent.printer_id.in_(printer_ids),
+            StartIntent.state.in_((IntentState.claimed, IntentState.uploading, IntentState.armed)),
+        )
         .values(state=IntentState.withdrawn, reason="the worker ended before it was sent", ended_at=now)
         .execution_options(synchronize_session=False)
     )

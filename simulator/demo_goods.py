@@ -42,14 +42,14 @@ class Product:
 
 VASE = Product(
     ReceiptLine("Spiral vase", "VASE-01", 2, Decimal("24.00"), {"Color": "White"}),
-    Plate(minutes=32, layers=60, filaments=(("PLA", "#FFFFFF", 18.3, 6.1),), objects=("Spiral vase",)),
+    Plate(minutes=24, layers=60, filaments=(("PLA", "#FFFFFF", 18.3, 6.1),), objects=("Spiral vase",)),
     "vase_p1s.gcode.3mf",
     model_id="C12",
     units_per_plate=1,
 )
 CLIPS = Product(
     ReceiptLine("Cable clips, set of 4", "CLIP-04", 4, Decimal("6.50")),
-    Plate(minutes=28, layers=24, filaments=(("PETG", "#161616", 9.6, 3.2),), objects=("Clip",) * 8),
+    Plate(minutes=21, layers=24, filaments=(("PETG", "#161616", 9.6, 3.2),), objects=("Clip",) * 8),
     "clips_x1c.gcode.3mf",
     model_id="BL-P001",
     units_per_plate=2,

@@ -156,7 +156,7 @@ class LiveScreen:
         words = Text(text, color)
         if call:
             fits = TIME_WIDTH + 4 + words.cell_len + len(call) <= self._console.width
-            words.append("  " if fits else "\n  ").append(call, "blue")
+            words.append("  " if fits else "\n  ").append(call, "dim cyan")
         row.add_row(Text(f"{self._clock() - self._begun_at:.1f} s", "dim"), words)
         self._console.print(row)
 

@@ -59,7 +59,7 @@ class Scene:
 
     folder: Path
     first_port: int = 5000
-    speed: float = 240.0
+    speed: float = 180.0
     patience_seconds: float = 30.0
     has_developer_mode: bool = True
     receivers_trust: str | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from columns import COST_PLACES, GRAMS_PLACES, MONEY_PLACES, Scaled, UtcDateTime
 
@@ -173,3 +174,12 @@ def column_in_words(column: sa.Column[Any]) -> str:
     elif column.name == "user_id":
         words += " → `users`"
     return words + (", key" if column.primary_key else "") + (" or null" if column.nullable else "")
+
+
+def setting_in_words(default: object) -> str:
+    """A setting's default as the README says it: a dash for what is empty."""
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    if isinstance(default, bool):
+        default = int(default)
+    return f"`{default}`" if default not in ("", ()) else "–"

@@ -458,6 +458,19 @@ def test_no_answer_is_said_after_a_while_and_two_bring_a_new_connection() -> Non
         listener.until(lambda: listener.link.generation == 2 and listener.link.status is LinkStatus.connected)
 
 
+def test_a_start_is_watched_over_the_connection_it_came_by() -> None:
+    with printer() as simulated, listening(address_of(simulated), QUICK) as listener:
+        listener.connected()
+        listener.link.start_print(order(), generation=1)
+        simulated.faults.lose_acks = True
+        listener.link.pause()
+        listener.link.pause()
+        listener.link.ask_full_report()
+        heard = len(listener.heard)
+        listener.until(lambda: any(one.full for one in listener.heard[heard:]))
+        assert listener.link.generation == 1
+
+
 def test_waiting_for_an_answer_ends_with_the_connection() -> None:
     with printer() as simulated, listening(address_of(simulated)) as listener:
         listener.connected()

@@ -87,6 +87,9 @@ class BareStorage:
                     say("150 Ok to send data.")
                     if self.habits.get("hangs_on_encrypted_data") and not clear:
                         continue
+                    if self.habits.get("swallows_encrypted_data") and not clear:
+                        self._encrypted(data)
+                        continue
                     channel = data if clear else self._encrypted(data)
                     if command == "STOR":
                         self._store(argument, channel)
@@ -233,8 +236,9 @@ def test_refusals_come_in_plain_words_and_say_whether_to_try_again(
     assert failed.value.retry is retry
 
 
-def test_an_a1_that_hangs_on_encrypted_data_gets_it_clear_and_that_is_remembered(tmp_path: Path) -> None:
-    server = BareStorage(A1_SERIAL, hangs_on_encrypted_data=True)
+@pytest.mark.parametrize("habit", ["hangs_on_encrypted_data", "swallows_encrypted_data"])
+def test_an_a1_that_hangs_on_encrypted_data_gets_it_clear_and_that_is_remembered(tmp_path: Path, habit: str) -> None:
+    server = BareStorage(A1_SERIAL, **{habit: True})
     with server.serving(tmp_path) as address:
         storage = PrinterStorage(address, timings=QUICK)
         sent(storage)

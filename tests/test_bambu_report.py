@@ -207,6 +207,11 @@ def test_what_is_left_over_of_the_last_print_is_not_shown() -> None:
     assert state_after(full(gcode_state="RUNNING", stg_cur=222)).stage is None
 
 
+def test_an_error_may_come_as_a_negative_number() -> None:
+    state = state_after(full(gcode_state="FAILED", print_error=0x84001234 - (1 << 32)))
+    assert (state.print_error, state.faults[0].message.partition(":")[0]) == ("8400-1234", "printer")
+
+
 def test_the_submission_is_known_by_its_id() -> None:
     for nothing in ("", "0", 0):
         assert state_after(full(subtask_id=nothing)).submission_id is None
@@ -347,6 +352,19 @@ def test_a_full_report_replaces_units_and_trays() -> None:
         (0, False, None),
         (1, True, "PETG"),
     ]
+
+
+def test_a_full_report_replaces_also_where_it_repeats_a_partial_one() -> None:
+    part = ams(unit(0, tray(1)))
+    state = state_after(full(ams=ams(unit(0, tray(0)), unit(1, tray(0)))), status(ams=part), full(ams=part))
+    assert [spool.slot for spool in state.spools] == [1]
+
+
+def test_a_trays_unreadable_value_leaves_its_last_good_one() -> None:
+    whole = full(ams=ams(unit(0, tray(0))))
+    for report in (status, full):
+        state = state_after(whole, report(ams=ams(unit(0, tray(0, remain="much", tray_color=5)))))
+        assert (state.spools[0].remaining_pct, state.spools[0].color, state.faults_counted) == (40, "#FF6A13FF", 2)
 
 
 @pytest.mark.parametrize(
@@ -863,10 +881,10 @@ def test_a_report_in_parts_reads_as_the_whole(places: list[int], whole_at: int) 
 
 def test_a_report_nested_as_deep_as_can_be_is_taken_twice() -> None:
     deep: object = 1
-    for _ in range(900):
+    for _ in range(1010):
         deep = [deep]
     raw = merge(first_raw(), full(device={"junk": deep}))
     again: object = 1
-    for _ in range(900):
+    for _ in range(1010):
         again = [again]
     assert read(merge(raw, full(device={"junk": again}))) == read(raw)

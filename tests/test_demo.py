@@ -16,20 +16,26 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import requests
 
 import demo
+from simulator import SimulatedPrinter, StartRecord
+from simulator import demo_judges as judges
 from simulator.demo_checks import Check, CheckList
 from simulator.demo_screen import LiveScreen, PlainScreen, choose_screen
 from simulator.demo_seller import Seller
-from simulator.demo_stage import DemoFailed, Scene, Stage
+from simulator.demo_stage import DemoFailed, Post, Scene, Stage
+from simulator.demo_watch import Lane, Sighting
+from simulator.sinks import WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
 ROUND_SECONDS = 60
-FAST = 600.0
+FAST = 400.0
 OTHER_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -212,7 +218,7 @@ def test_an_app_that_ends_by_itself_is_explained_with_its_log(tmp_path: Path) ->
         assert Seller(stage).get("/api/health") == {"status": "healthy"}
         stage.app.kill()
         stage.app.wait()
-        with pytest.raises(DemoFailed, match=r"ended by itself \(exit code -9\).*demo/app\.log.*Its last line: "):
+        with pytest.raises(DemoFailed, match=r"ended by itself \(exit code -9\).*demo/app\.log\. It"):
             Seller(stage).get("/api/health")
 
 
@@ -252,6 +258,52 @@ def test_nothing_counts_as_seen_until_it_was() -> None:
     assert checks.is_whole
     checks.settle(Check.MAIL, ["3 of 8 came"], "8 came")
     assert not checks.is_whole
+
+
+@pytest.fixture
+def lane() -> Iterator[Lane]:
+    """A printer, switched off, on which print 1 went by the book."""
+    printer = SimulatedPrinter("01P00A000000007", "12345678")
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    printer.machine.starts.append(StartRecord(1.0, at, "100001", "ftp://a.3mf", "Metadata/plate_1.gcode", "accepted"))
+    with WebhookReceiver() as receiver:
+        lane = Lane(Post("Left", printer, receiver, 1, 1), [1])
+        lane.sightings[1] = Sighting(24.0, 210.0, 220.0, {1, 2, 3}, 3, True, "farm-100001.gcode.3mf", "abc")
+        yield lane
+    printer.stop()
+
+
+def judge(lane: Lane, *, events: str = "queued scheduled started completed", grams_left: float = 981.7) -> set[Check]:
+    """What is missed of what a printer, its ledger and its print's history tell."""
+    checks = CheckList()
+    words = events.split()
+    history = [{"to_status": to, "from_status": before} for before, to in zip(["", *words], words, strict=False)]
+    spool = {"slot": 0, "material_type": "PLA", "remaining_grams": grams_left, "used_grams": 18.3, "cost_used": 0.46}
+    judges.judge_uploads(checks, [lane], {1: "abc"})
+    judges.judge_starts(checks, [lane])
+    judges.judge_reports(checks, [lane])
+    judges.judge_moves(checks, [lane], {1: history})
+    judges.judge_filament(checks, [lane], {1: {"material_type": "PLA", "estimated_grams": 18.3}}, {"Left": [spool]})
+    judged = (Check.UPLOAD, Check.START, Check.REPORT, Check.MOVES, Check.FILAMENT)
+    return {each.check for each in checks.findings if each.check in judged and not each.was_seen}
+
+
+def test_each_judgement_can_go_against_the_product(lane: Lane) -> None:
+    assert judge(lane) == set()
+    assert judge(lane, grams_left=981.6) == {Check.FILAMENT}
+    assert judge(lane, events="queued scheduled started failed queued scheduled started completed") == {Check.MOVES}
+    assert judge(lane, events="queued started completed") == {Check.MOVES}
+    lane.sightings[1].stored_sha256 = "abd"
+    lane.sightings[1].coldest = None
+    assert judge(lane) == {Check.UPLOAD, Check.REPORT}
+    lane.sightings[1].coldest, lane.sightings[1].layers = 24.0, {3}
+    assert judge(lane) == {Check.UPLOAD, Check.REPORT}
+    del lane.sightings[1]
+    starts = lane.post.printer.machine.starts
+    starts.append(starts[0])
+    assert judge(lane) == {Check.UPLOAD, Check.REPORT, Check.START}
+    starts.clear()
+    assert Check.START in judge(lane)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+from bambu_report import PrinterState
 from farm.materials import StageLimits
 from farm.moves import move_print
 from farm.starter import StartRules, choose_print, missed, release_due
-from bambu_report import PrinterState
 from models import (
     LEGAL_MOVES,
     Delivery,
@@ -316,7 +316,7 @@ def everything(farm: Farm) -> dict[str, list[Any]]:
     """Every row of the tables that a completion touches."""
     with farm.database() as session:
         return {
-            table: [tuple(row) for row in session.execute(sa.text(f"SELECT * FROM {table} ORDER BY id"))]  # noqa: S608
+            table: [tuple(row) for row in session.execute(sa.text(f"SELECT * FROM {table} ORDER BY id"))]
             for table in ("scheduled_prints", "print_events", "orders", "bambu_materials", "filament_ledger", "deliveries")
         }
 
@@ -352,7 +352,7 @@ def refuse_completed_deliveries(dialect: str) -> list[str]:
         ]
     return [
         "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE EXCEPTION 'refused by the test' USING ERRCODE = 'check_violation'; END $$",
+        "$$ BEGIN RAISE EXCEPTION 'refused by the test' USING ERRCODE = 'unique_violation'; END $$",
         "CREATE TRIGGER refuse BEFORE INSERT ON deliveries FOR EACH ROW "
         "WHEN (NEW.payload::text LIKE '%%print.completed%%') EXECUTE FUNCTION refuse()",
     ]

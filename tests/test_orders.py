@@ -275,9 +275,7 @@ def test_production_status_follows_the_contracts_sentences(prints: list[tuple[in
     statuses = [row.status for row in counted if row.status is not PrintStatus.failed]
     if not all(is_settled(row) for row in counted if row.status is PrintStatus.failed):
         wanted = "attention"
-    elif PrintStatus.started in statuses:
-        wanted = "printing"
-    elif PrintStatus.completed in statuses and set(statuses) & set(OPEN_STATUSES):
+    elif PrintStatus.started in statuses or PrintStatus.completed in statuses and set(statuses) & set(OPEN_STATUSES):
         wanted = "printing"
     elif statuses and set(statuses) <= set(OPEN_STATUSES):
         wanted = "queued"

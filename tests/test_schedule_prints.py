@@ -397,7 +397,7 @@ def test_it_is_all_or_nothing(app: Flask, farm: Farm, printer_id: int) -> None:
         else:
             connection.exec_driver_sql(
                 "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN RAISE EXCEPTION 'refused by the test' USING ERRCODE = 'check_violation'; END $$"
+                "$$ BEGIN RAISE EXCEPTION 'refused by the test' USING ERRCODE = 'unique_violation'; END $$"
             )
             connection.exec_driver_sql(
                 "CREATE TRIGGER refuse BEFORE INSERT ON scheduled_prints FOR EACH ROW "

@@ -16,6 +16,7 @@ from bambu_client import NotSent, StartOrder
 from bambu_files import UploadFailed
 from bambu_report import PrinterActivity, PrinterState, Spool, Storage
 from farm import starter, tracker
+from farm.leases import LEASE, Lease, keep_leases
 from models import (
     ConnectionStatus,
     IntentState,
@@ -32,6 +33,7 @@ from simulator import Plate, make_sliced_file
 from tests.conftest import Clock
 from tests.farm_builder import Farm
 
+SERIAL = "01P00A000000001"
 IDLE = PrinterState(
     known=True,
     state=PrinterActivity.idle,
@@ -82,9 +84,7 @@ class Bench:
 
     def __init__(self, farm: Farm, clock: Clock) -> None:
         self.farm, self.clock = farm, clock
-        self.printer_id = farm.add_printer(
-            "Left", host="127.0.0.1", serial_number="01P00A000000001", access_code="12345678"
-        )["id"]
+        self.printer_id = farm.add_printer("Left", host="127.0.0.1", serial_number=SERIAL, access_code="12345678")["id"]
         self.material = farm.add_material(self.printer_id, slot=0)
         self.file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
         self.print_id = farm.add_print(
@@ -108,13 +108,14 @@ class Bench:
             db.session.execute(sa.update(model).values(**values))
             db.session.commit()
 
-    def start(self) -> int | None:
+    def start(self, lease: Lease | None = None) -> int | None:
         """The id of the print whose start was tried."""
         with self.farm.database():
             intent = starter.start(
                 self.printer_id,
                 self.link,
                 self.storage,
+                lease=lease or keep_leases("the worker", [SERIAL], now=self.clock())[SERIAL],
                 clock=self.clock,
                 rules=starter.StartRules.from_settings(self.farm.app.extensions["parts"].settings),
                 is_stopping=threading.Event(),
@@ -226,6 +227,29 @@ def test_a_print_taken_back_during_the_upload_is_not_started(bench: Bench) -> No
     assert bench.intents() == [IntentState.withdrawn]
 
 
+def take_over(bench: Bench) -> None:
+    """What happens while a worker sleeps past its lease: another one gets the printer."""
+    bench.clock.forward(seconds=LEASE.total_seconds() + 1)
+    with bench.farm.app.app_context():
+        bench.hear()
+        keep_leases("another worker", [SERIAL], now=bench.clock())
+
+
+def test_a_worker_that_lost_its_lease_during_the_upload_publishes_nothing(bench: Bench) -> None:
+    bench.link.on_fresh_report = lambda: take_over(bench)
+    bench.start()
+    assert bench.link.published == []
+    assert bench.intents() == [IntentState.uploading]
+
+
+def test_a_worker_that_lost_its_lease_claims_nothing(bench: Bench) -> None:
+    with bench.farm.database():
+        lease = keep_leases("a worker", [SERIAL], now=bench.clock())[SERIAL]
+    take_over(bench)
+    assert bench.start(lease) is None
+    assert bench.link.published == [] and bench.intents() == []
+
+
 def test_without_a_fresh_report_nothing_is_started(bench: Bench) -> None:
     bench.link.is_mute = True
     bench.clock.forward(seconds=1)
@@ -283,7 +307,7 @@ def test_a_start_that_is_never_confirmed_waits_for_a_person_s_word(bench: Bench)
     bench.clock.forward(seconds=151)
     with bench.farm.database():
         bench.hear()
-        tracker.mark_unconfirmed(db.session.get_one(Printer, bench.printer_id), now=bench.clock())
+        tracker.mark_unconfirmed([bench.printer_id], now=bench.clock())
         db.session.commit()
     assert bench.intents() == [IntentState.unknown]
     assert "look at the printer" in (bench.reason or "")

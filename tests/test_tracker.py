@@ -257,7 +257,7 @@ def test_a_worker_that_died_before_sending_leaves_the_print_to_the_next(farm: Fa
     bench.start()
     bench.change(StartIntent, state=IntentState.uploading, published_at=None)
     with farm.database():
-        tracker.withdraw_unsent(clock())
+        tracker.withdraw_unsent([bench.printer_id], now=clock())
         db.session.commit()
     assert bench.intents() == [IntentState.withdrawn]
     bench.change(Printer, plate_state=PlateState.clear)
