@@ -153,18 +153,8 @@ class BambuCloud:
         """
         asked_at = self._clock()
         payload = {"tfaKey": tfa_key, "tfaCode": _bare(code)}
-        try:
-            reply = self._redeem_on_web_site(payload)
-        except (Challenged, Unavailable, Refused) as fault:
-            if isinstance(fault, Refused) and not _is_barred(fault):
-                raise _code_fault(fault) from None
-            barred: CloudError = fault
-        else:
-            return self._session_of(reply, asked_at)
-        try:
-            reply = self._door.ask("POST", f"{self._api}/v1/user-service/user/tfa/login", payload=payload)
-        except Refused as refusal:
-            raise (barred if refusal.status in (404, 405) else _code_fault(refusal)) from None
+        outcome = self._redeem_on_web_site(payload)
+        reply = outcome if isinstance(outcome, Reply) else self._redeem_on_api_host(payload, barred=outcome)
         return self._session_of(reply, asked_at)
 
     def from_token(self, token: str) -> CloudSession:
@@ -223,15 +213,32 @@ class BambuCloud:
     def _log_in(self, payload: Mapping[str, str]) -> Reply:
         return self._door.ask("POST", f"{self._api}/v1/user-service/user/login", payload=payload)
 
-    def _redeem_on_web_site(self, payload: Mapping[str, str]) -> Reply:
-        cookies = self._door.ask("GET", f"{self._web}/api/csrf").cookies
-        # Cloudflare's own cookies go back with it, or the next call would look like a stranger's.
-        csrf = cookies.get("bbl_csrf_token", "")
+    def _redeem_on_web_site(self, payload: Mapping[str, str]) -> Reply | CloudError:
+        """The answer, or what kept the code from being looked at. Raises WrongCode and CodeExpired."""
+        try:
+            # Cloudflare's own cookies go back as well, or the next call would look like a stranger's.
+            cookies = self._door.ask("GET", f"{self._web}/api/csrf").cookies
+        except (Challenged, Unavailable, Refused) as fault:
+            return fault
+        headers = {"x-bbl-csrf-token": cookies.get("bbl_csrf_token", "")}
         url = f"{self._web}/api/sign-in/tfa"
-        reply = self._door.ask("POST", url, payload=payload, cookies=cookies, headers={"x-bbl-csrf-token": csrf})
+        try:
+            reply = self._door.ask("POST", url, payload=payload, cookies=cookies, headers=headers)
+        except (Challenged, Unavailable) as fault:
+            return fault
+        except Refused as refusal:
+            if refusal.status in (404, 405) or (refusal.status == 403 and "csrf" in refusal.message.lower()):
+                return refusal
+            raise _code_fault(refusal) from None
         if reply.body.get("success") is False:
             raise WrongCode(_WRONG_CODE)
         return reply
+
+    def _redeem_on_api_host(self, payload: Mapping[str, str], *, barred: CloudError) -> Reply:
+        try:
+            return self._door.ask("POST", f"{self._api}/v1/user-service/user/tfa/login", payload=payload)
+        except Refused as refusal:
+            raise (barred if refusal.status in (404, 405) else _code_fault(refusal)) from None
 
     def _session_of(self, reply: Reply, asked_at: datetime, uid: str | None = None) -> CloudSession:
         body = reply.body
@@ -269,11 +276,6 @@ def _serial(given: str) -> str:
     if reading.SERIAL.fullmatch(given) is None:
         raise ValueError("a serial number is letters and digits")
     return given
-
-
-def _is_barred(refusal: Refused) -> bool:
-    """Whether the web site's door was shut before the code was looked at."""
-    return refusal.status in (404, 405) or (refusal.status == 403 and "csrf" in refusal.message.lower())
 
 
 def _code_fault(refusal: Refused) -> CloudError:

@@ -48,27 +48,27 @@ class CloudWatch:
         self._ask, self._on_heard, self._on_link = ask, on_heard, on_link
         self._raw = report.first_raw(serial)
         self._state = report.read(self._raw)
-        self._talking = False
-        self._gone = False
+        self._talking = self._refused = self._gone = False
         self._began = 0.0
         self._heard: float | None = None
         self._nudged = False
-        self._full_came = False
         self._full_due: float | None = None
         self._full_asked: float | None = None
         self._free_again = 0.0
         self._connected_at = 0
 
     def begin(self) -> None:
-        """The report topic is subscribed."""
-        self._talking = True
+        """The report topic is subscribed. A printer that was offline stays so until it is heard."""
+        self._talking, self._refused = True, False
         self._start_over()
+        if self.view.status in (LinkStatus.connecting, LinkStatus.error):
+            self._note(LinkStatus.connecting, None)
         self._ask(self.serial, VERSION)
         self._ask_full()
 
     def refuse(self) -> None:
         """The cloud would not subscribe us to this printer."""
-        self._talking = False
+        self._talking, self._refused = False, True
         self._note(LinkStatus.error, _NOT_OURS)
 
     def lose(self, reason: str, status: LinkStatus | None = None) -> None:
@@ -76,7 +76,9 @@ class CloudWatch:
         self._talking = False
         if status is not None:
             self._note(status, reason)
-        elif self._is_away():
+        elif self._refused:
+            return  # which no connection of ours will change by being lost
+        elif self._gone or self._is_away():
             self._note(LinkStatus.offline, reason)
         else:
             self._note(LinkStatus.connecting, reason)
@@ -108,14 +110,12 @@ class CloudWatch:
         heard = Heard(before, self._state, self._clock(), self.view.generation, full)
         if self._state.known:
             full_heard_at = heard.heard_at if full else self.view.full_heard_at
-            self.view = replace(
-                self.view, state=self._state, heard_at=heard.heard_at, full_heard_at=full_heard_at
-            )
+            self.view = replace(self.view, state=self._state, heard_at=heard.heard_at, full_heard_at=full_heard_at)
         elif not self.view.state.known:
             # Otherwise the last known state stands until this conversation knows better.
             self.view = replace(self.view, state=self._state)
         if full:
-            self._full_came, self._full_due, self._full_asked = True, None, None
+            self._full_due = self._full_asked = None
             self._note(LinkStatus.connected, None)
         self._on_heard(self.serial, heard)
 
@@ -144,7 +144,7 @@ class CloudWatch:
         if self._gone:
             return
         if self._full_due is not None and now >= self._full_due:
-            self._ask_full()
+            self._ask_full_in_time()
         if self._full_asked is not None and now - self._full_asked > timings.full_report:
             self._ask_full()
             self._full_asked = None  # asked twice in vain: reports may still make up a full one
@@ -160,7 +160,7 @@ class CloudWatch:
     def _start_over(self) -> None:
         self._raw = report.first_raw(self.serial)
         self._state = report.read(self._raw)
-        self._gone, self._nudged, self._full_came = False, False, False
+        self._gone = self._nudged = False
         self._began = self._now()
         self._full_due = self._full_asked = None
         self.view = replace(self.view, generation=self.view.generation + 1)
@@ -172,7 +172,6 @@ class CloudWatch:
             self._ask_full()
         else:
             self._full_due = self._free_again
-            self._free_again += FULL_REPORT_PAUSE_SECONDS
 
     def _ask_full(self) -> None:
         self._full_due, self._full_asked = None, self._now()

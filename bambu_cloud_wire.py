@@ -16,7 +16,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bambu_cloud_types import CloudHosts, CloudSession
-from bambu_commands import FULL_REPORT, RESUME_REPORTS, VERSION, Command
+from bambu_commands import FULL_REPORT, RESUME_REPORTS, VERSION, Command, numbered
 from bambu_wire import Ending
 
 READS = (FULL_REPORT, RESUME_REPORTS, VERSION)
@@ -111,8 +111,7 @@ class CloudWire:
         """Has a printer report, once, at QoS 0. Raises ValueError for anything but a question: see `READS`."""
         if question not in READS:
             raise ValueError("nothing is ordered over the cloud")
-        numbered = {section: {"sequence_id": sequence_id, **fields} for section, fields in question.items()}
-        self._client.publish(f"device/{serial}/request", orjson.dumps(numbered), qos=0)
+        self._client.publish(f"device/{serial}/request", orjson.dumps(numbered(question, sequence_id)), qos=0)
 
     def close(self) -> None:
         """Says goodbye and closes."""

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from bambu_ftp import DataHangs, ImplicitFtp, SourceFailed, TooSlow
 from bambu_models import model_of_serial
-from bambu_tls import IdentityRefused, PrinterTlsContext, Trust
+from bambu_tls import NO_AUTHORITY, IdentityRefused, PrinterTlsContext, Trust
 from bambu_wire import USER_NAME
 
 _T = TypeVar("_T")
@@ -80,6 +80,7 @@ class PrinterStorage:
         self._address = address
         self._timings = timings or StorageTimings()
         self._clear_data = clear_data
+        self._trust = Trust(address.serial, address.ca_file, address.fingerprint)
         self._turn = _turn_of(address.serial)
 
     @property
@@ -184,21 +185,16 @@ class PrinterStorage:
 
         Raises DataHangs where clear data is worth a try.
         """
-        address = self._address
-        trust = Trust(address.serial, address.ca_file, address.fingerprint)
         ftp: ImplicitFtp | None = None
         try:
-            # Over TLS 1.3 newer printers cut uploads short.
-            tls = PrinterTlsContext(trust, highest=ssl.TLSVersion.TLSv1_2)
-            ftp = ImplicitFtp(tls, timeout_seconds=self._timings.socket, clear_data=clear_data)
-            ftp.log_in(address.host, address.ftps_port, USER_NAME, address.access_code.strip())
+            ftp = self._logged_in(clear_data)
             yield ftp
             with suppress(OSError):
                 ftp.putcmd("QUIT")  # some servers never answer it
         except IdentityRefused as refused:
             raise fault(refused.reason, retry=False) from None
         except ssl.SSLCertVerificationError:
-            raise fault("no known authority vouches for the printer's certificate", retry=False) from None
+            raise fault(NO_AUTHORITY, retry=False) from None
         except ftplib.Error as refusal:
             raise _refused(refusal, fault) from None
         except TimeoutError as late:
@@ -212,6 +208,29 @@ class PrinterStorage:
         finally:
             if ftp is not None:
                 ftp.close()
+
+    def _logged_in(self, clear_data: bool) -> ImplicitFtp:
+        *firsts, last = self._trust.ways()
+        for trust in firsts:
+            try:
+                return self._log_in(trust, clear_data)
+            except IdentityRefused:
+                raise
+            except ssl.SSLCertVerificationError:
+                continue
+        return self._log_in(last, clear_data)
+
+    def _log_in(self, trust: Trust, clear_data: bool) -> ImplicitFtp:
+        # Over TLS 1.3 newer printers cut uploads short.
+        tls = PrinterTlsContext(trust, highest=ssl.TLSVersion.TLSv1_2)
+        ftp = ImplicitFtp(tls, timeout_seconds=self._timings.socket, clear_data=clear_data)
+        try:
+            ftp.log_in(self._address.host, self._address.ftps_port, USER_NAME, self._address.access_code.strip())
+        except BaseException:
+            ftp.close()
+            raise
+        self._trust = self._trust.pinning(tls.seen_fingerprint)
+        return ftp
 
 
 _turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()

@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import selectors
-import socket
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -22,8 +20,9 @@ from typing import Any
 
 import bambu_report as report
 from bambu_commands import Answer
+from bambu_requests import Requests
 from bambu_session import Session
-from bambu_tls import IdentityRefused, PrinterTlsContext, Trust
+from bambu_tls import NO_AUTHORITY, IdentityRefused, PrinterTlsContext, Trust
 from bambu_types import Heard, LinkStatus, LinkTimings, LinkView, PrinterAddress
 from bambu_wire import Ending, NotSent, Wire, unreachable
 
@@ -57,15 +56,11 @@ class Lifeline:
         self._tell_heard, self._tell_answer, self._tell_link = on_heard, on_answer, on_link
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._session: Session | None = None
-        self._requests: deque[tuple[Callable[[Session], Any], Future[Any]]] = deque()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._requests = Requests()
         # A first id that was the same after each restart was refused as a replay; the makers' programs use this range.
         self._sequence = random.randrange(20000, 29000)
         self._obeys: bool | None = None
-        self._pinned = address.fingerprint
+        self._trust = Trust(address.serial, address.ca_file, address.fingerprint)
         self._heard_last: float | None = None
         self._failures = 0
 
@@ -82,40 +77,13 @@ class Lifeline:
     def close(self, wait_seconds: float) -> None:
         """Ends the connection and the thread, and waits for it."""
         self._closing = True
-        self._wake()
+        self._requests.wake()
         if self._thread is not None and not self.is_current_thread:
             self._thread.join(wait_seconds)
 
     def post(self, act: Callable[[Session], Any]) -> Future[Any]:
-        """Has something done with the session, in the thread. The future raises NotSent, or is cancelled at the end."""
-        done: Future[Any] = Future()
-        self._requests.append((act, done))
-        self._wake()
-        return done
-
-    def _wake(self) -> None:
-        try:
-            self._wake_in.send(b"\0")
-        except BlockingIOError:
-            pass  # it has been woken more often than it has looked
-        except OSError:
-            self._refuse_requests()  # closed
-
-    def _serve_requests(self) -> None:
-        while self._requests:
-            act, done = self._requests.popleft()
-            if not done.set_running_or_notify_cancel():
-                continue
-            try:
-                if self._session is None:
-                    raise NotSent(self.view.reason or "there is no connection to the printer")
-                done.set_result(act(self._session))
-            except Exception as problem:  # noqa: BLE001 - it belongs to whoever asked, and waits for it
-                done.set_exception(problem)
-
-    def _refuse_requests(self) -> None:
-        while self._requests:
-            self._requests.popleft()[1].cancel()
+        """Has something done with the session, in the thread; see bambu_requests."""
+        return self._requests.post(act)
 
     def _run(self) -> None:
         try:
@@ -133,51 +101,28 @@ class Lifeline:
                     self._settle("the printer sent something that cannot be understood", None)
                 self._rest(backoff_seconds(self._failures, self._timings, self._chance()))
         finally:
-            self._wake_in.close()
-            self._wake_out.close()
-            self._refuse_requests()
+            self._requests.close()
             if self._closing:
                 self.view = replace(self.view, status=LinkStatus.offline, reason="the link is closed")
 
     def _live(self) -> None:
         """One connection, from its making to its end. Raises _Over, unless the link is being closed."""
-        address, timings = self._address, self._timings
-        trust = Trust(address.serial, address.ca_file, self._pinned)
-        try:
-            tls = PrinterTlsContext(trust)
-        except OSError:
-            raise _Over("the file of certificate authorities cannot be read", LinkStatus.error) from None
         session = Session(
             self.view.generation + 1,
-            report.first_raw(address.serial, obeys=self._obeys),
-            timings,
+            report.first_raw(self._address.serial, obeys=self._obeys),
+            self._timings,
             clock=self._clock,
             now=time.monotonic,
             next_sequence_id=self._next_sequence_id,
             on_heard=self._heard,
             on_answer=lambda answer: self._call(self._tell_answer, answer),
         )
-        wire = Wire(
-            address.host,
-            address.mqtt_port,
-            address.serial,
-            address.access_code,
-            tls,
-            keepalive_seconds=timings.keepalive,
-            connect_seconds=timings.connect,
-            on_ready=session.begin,
-            on_payload=session.hear,
-        )
         self.view = replace(self.view, generation=session.generation)
+        wire = self._connect(session)
         reason = "the connection was closed"
         line_works = True
         try:
-            self._connect(wire)
             session.use(wire)
-            self.view = replace(self.view, fingerprint=tls.seen_fingerprint)
-            if not address.ca_file:
-                self._pinned = tls.seen_fingerprint
-            self._session = session
             self._converse(session, wire)
         except NotSent as problem:
             reason, line_works = problem.reason, False
@@ -186,7 +131,6 @@ class Lifeline:
             reason, line_works = over.reason, over.line_works
             raise
         finally:
-            self._session = None
             self._obeys = self._obeys if session.obeys is None else session.obeys
             if line_works:
                 wire.close()
@@ -194,42 +138,57 @@ class Lifeline:
                 wire.abort()
             session.end(reason)
 
-    def _connect(self, wire: Wire) -> None:
-        try:
-            wire.connect()
-        except IdentityRefused as refused:
-            raise _Over(refused.reason, LinkStatus.error) from None
-        except ssl.SSLCertVerificationError:
-            raise _Over(
-                "no known authority vouches for the printer's certificate: it is a newer model, or another machine",
-                LinkStatus.error,
-            ) from None
-        except OSError as problem:
-            raise _Over(unreachable(problem)) from None
+    def _connect(self, session: Session) -> Wire:
+        for trust in self._trust.ways():
+            try:
+                tls = PrinterTlsContext(trust)
+            except OSError:
+                raise _Over("the file of certificate authorities cannot be read", LinkStatus.error) from None
+            wire = Wire(
+                self._address.host,
+                self._address.mqtt_port,
+                self._address.serial,
+                self._address.access_code,
+                tls,
+                keepalive_seconds=self._timings.keepalive,
+                connect_seconds=self._timings.connect,
+                on_ready=session.begin,
+                on_payload=session.hear,
+            )
+            try:
+                wire.connect()
+            except IdentityRefused as refused:
+                raise _Over(refused.reason, LinkStatus.error) from None
+            except ssl.SSLCertVerificationError:
+                continue
+            except OSError as problem:
+                raise _Over(unreachable(problem)) from None
+            self._trust = self._trust.pinning(tls.seen_fingerprint)
+            self.view = replace(self.view, fingerprint=tls.seen_fingerprint)
+            return wire
+        raise _Over(NO_AUTHORITY, LinkStatus.error)
 
     def _converse(self, session: Session, wire: Wire) -> None:
+        number = wire.fileno()
+        if number < 0:  # it broke while being made
+            raise _ending(Ending.lost, session)
         with selectors.DefaultSelector() as selector:
-            number = wire.fileno()
             watched = selectors.EVENT_READ
             selector.register(number, watched)
-            selector.register(self._wake_out, selectors.EVENT_READ)
+            selector.register(self._requests, selectors.EVENT_READ)
             while not self._closing:
                 wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if wire.wants_to_write() else 0)
                 if wanted != watched:
                     selector.modify(number, wanted)
                     watched = wanted
-                happened = 0
-                for key, events in selector.select(session.next_due(time.monotonic())):
-                    if key.fd == number:
-                        happened = events
-                    else:
-                        self._drain_wake()
+                ready = selector.select(session.next_due(time.monotonic()))
+                happened = sum(events for key, events in ready if key.fd == number)
                 wire.pump(
                     readable=bool(happened & selectors.EVENT_READ), writable=bool(happened & selectors.EVENT_WRITE)
                 )
                 if wire.ending is not None:
                     raise _ending(wire.ending, session)
-                self._serve_requests()
+                self._requests.serve(session, "")
                 session.tick(time.monotonic())
                 if session.is_silent:
                     raise _Over(session.trouble or "the printer fell silent")
@@ -239,25 +198,17 @@ class Lifeline:
                     self._note(self.view.status, session.trouble)
                 self._note_absence()
 
-    def _drain_wake(self) -> None:
-        try:
-            while self._wake_out.recv(4096):
-                pass
-        except BlockingIOError:
-            pass  # that was all
-
     def _rest(self, seconds: float) -> None:
         """Waits before the next connection; requests are refused meanwhile. Too long away is offline."""
         until = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_out, selectors.EVENT_READ)
+            selector.register(self._requests, selectors.EVENT_READ)
             while not self._closing and (left := until - time.monotonic()) > 0:
                 self._note_absence()
                 if self.view.status is LinkStatus.connecting:
                     left = min(left, max(0.01, self._timings.offline / 10))
-                if selector.select(left):
-                    self._drain_wake()
-                self._serve_requests()
+                selector.select(left)
+                self._requests.serve(None, self.view.reason or "there is no connection to the printer")
 
     def _next_sequence_id(self) -> str:
         self._sequence = self._sequence + 1 if self._sequence < 29999 else 20000
@@ -274,22 +225,26 @@ class Lifeline:
         self._note(status or (LinkStatus.offline if self._is_away() else LinkStatus.connecting), reason)
 
     def _note(self, status: LinkStatus, reason: str | None) -> None:
-        if (status, reason) != (self.view.status, self.view.reason):
-            self.view = replace(self.view, status=status, reason=reason)
-            self._call(self._tell_link, status, reason)
+        self._show(replace(self.view, status=status, reason=reason))
+
+    def _show(self, view: LinkView) -> None:
+        """Puts up the new picture whole, and tells of a new status."""
+        before, self.view = self.view, view
+        if (before.status, before.reason) != (view.status, view.reason):
+            self._call(self._tell_link, view.status, view.reason)
 
     def _heard(self, heard: Heard) -> None:
         view = self.view
         if heard.after.known:
             self._heard_last = time.monotonic()
-            full_heard_at = heard.heard_at if heard.full else view.full_heard_at
-            self.view = replace(view, state=heard.after, heard_at=heard.heard_at, full_heard_at=full_heard_at)
+            view = replace(view, state=heard.after, heard_at=heard.heard_at)
         elif not view.state.known:
             # Otherwise the last known state stands until this connection knows better.
-            self.view = replace(view, state=heard.after)
+            view = replace(view, state=heard.after)
         if heard.full:
             self._failures = 0
-            self._note(LinkStatus.connected, None)
+            view = replace(view, full_heard_at=heard.heard_at, status=LinkStatus.connected, reason=None)
+        self._show(view)
         self._call(self._tell_heard, heard)
 
     def _call(self, tell: Callable[..., None], *what: object) -> None:

@@ -24,22 +24,38 @@ class IdentityRefused(ssl.SSLCertVerificationError):
         self.reason = reason
 
 
-class Trust(NamedTuple):
-    """What makes a printer's certificate acceptable.
+NO_AUTHORITY = (
+    "no known authority vouches for the printer's certificate: it is a newer model, or another machine is there"
+)
 
-    `fingerprint` (SHA-256 of the certificate, 64 hex digits) pins one certificate and makes the authorities irrelevant;
-    without it `ca_file` (PEM) must have signed the certificate; with neither, the first certificate seen is accepted.
+
+class Trust(NamedTuple):
+    """What makes a printer's certificate acceptable, always one with its serial number.
+
+    `ca_file` (PEM) signed it, or it is the very one that was pinned: `fingerprint` (SHA-256, 64 hex digits). With
+    neither given any is accepted, to be pinned by the caller from then on.
     """
 
     serial: str
     ca_file: str | None = None
     fingerprint: str | None = None
 
+    def ways(self) -> list[Trust]:
+        """Each way to accept a certificate by itself; the next is worth a try when no authority vouched."""
+        if self.ca_file and self.fingerprint:
+            return [self._replace(fingerprint=None), self._replace(ca_file=None)]
+        return [self]
+
+    def pinning(self, fingerprint: str | None) -> Trust:
+        """The same, with the certificate pinned that was just accepted unless an authority vouches for it."""
+        return self if self.ca_file else self._replace(fingerprint=fingerprint)
+
 
 class PrinterTlsContext(ssl.SSLContext):
     """A client context that names the serial in SNI and refuses any certificate but that printer's, at the handshake.
 
-    The check sits in the handshake itself, so that paho-mqtt, the FTP control channel and its data channel all pass it.
+    It takes one of Trust.ways(). The check sits in the handshake itself, so that paho-mqtt, the FTP control channel and
+    its data channel all pass it.
     """
 
     trust: Trust
@@ -58,7 +74,7 @@ class PrinterTlsContext(ssl.SSLContext):
         self.maximum_version = highest
         self.check_hostname = False
         self.verify_mode = ssl.CERT_NONE
-        if trust.ca_file and not trust.fingerprint:
+        if trust.ca_file:
             # The certificates have no key-usage extension and come without intermediates.
             self.verify_flags = (self.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
             self.verify_mode = ssl.CERT_REQUIRED

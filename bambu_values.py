@@ -11,11 +11,9 @@ from collections.abc import Callable
 from math import isfinite
 
 TEXT_LIMIT = 200
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _HEX = re.compile(r"(?:0[xX])?([0-9A-Fa-f]{1,64})")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,12})?")
-_COLOR = re.compile(r"#?([0-9A-Fa-f]{6}(?:[0-9A-Fa-f]{2})?)")
-_UUID = re.compile(r"[0-9A-Fa-f]{32}")
+_HEX_DIGITS = frozenset("0123456789ABCDEF")
 _SIGNAL = re.compile(r"(-?[0-9]{1,3}) ?(?:dBm)?")
 
 
@@ -27,7 +25,7 @@ def whole(given: object) -> int:
     """A whole number written as a number, a whole float or ASCII digits; booleans are not numbers."""
     if type(given) is int:
         return given
-    if type(given) is str and _WHOLE.fullmatch(given):
+    if type(given) is str and len(given) <= 18 and given.isascii() and given.removeprefix("-").isdigit():
         return int(given)
     if type(given) is float and isfinite(given) and given.is_integer() and abs(given) < 1e18:
         return int(given)
@@ -103,12 +101,13 @@ def identifier(given: object) -> str:
 
 def color(given: object) -> str:
     """`#RRGGBBAA`, upper case; six digits are opaque. "" where the printer sends an empty string."""
-    if type(given) is str:
-        if match := _COLOR.fullmatch(given):
-            digits = match[1].upper()
-            return f"#{digits}" if len(digits) == 8 else f"#{digits}FF"
-        if not given:
-            return ""
+    if type(given) is not str:
+        raise Unreadable
+    digits = given.removeprefix("#").upper()
+    if len(digits) in (6, 8) and _HEX_DIGITS.issuperset(digits):
+        return f"#{digits}" if len(digits) == 8 else f"#{digits}FF"
+    if not given:
+        return ""
     raise Unreadable
 
 
@@ -117,8 +116,9 @@ def spool_uuid(given: object) -> str:
     if type(given) is str:
         if not given.strip("0"):
             return ""
-        if _UUID.fullmatch(given):
-            return given.upper()
+        digits = given.upper()
+        if len(digits) == 32 and _HEX_DIGITS.issuperset(digits):
+            return digits
     raise Unreadable
 
 

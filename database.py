@@ -84,8 +84,11 @@ def _one_at_a_time(app: Flask) -> Iterator[None]:
     engine = db.engine
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:
-            connection.execute(sa.text("SELECT pg_advisory_lock(:id)"), {"id": MIGRATION_LOCK_ID})
+            # Another's migration may take longer than a request may wait. Never back to the pool with that.
+            connection.detach()
             connection.execute(sa.text("SET statement_timeout = 0"))
+            connection.execute(sa.text("SET lock_timeout = 0"))
+            connection.execute(sa.text("SELECT pg_advisory_lock(:id)"), {"id": MIGRATION_LOCK_ID})
             connection.commit()
             try:
                 yield

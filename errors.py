@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -163,7 +164,7 @@ def _from_illegal_move(error: IllegalMove) -> Response:
 
 
 def _is_race(error: IntegrityError) -> bool:
-    """A broken UNIQUE or FOREIGN KEY can come of two requests at once; a broken NOT NULL or CHECK is a fault of ours."""
+    """A broken UNIQUE or FOREIGN KEY can come of two requests at once; a broken NOT NULL or CHECK is our own fault."""
     state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
     return state in ("23505", "23503") or str(error.orig).startswith(("UNIQUE constraint", "FOREIGN KEY constraint"))
 
@@ -190,7 +191,17 @@ def _from_unreachable_database(error: Exception) -> Response:
 
 def _from_bug(error: Exception) -> Response:
     reference = secrets.token_hex(6)
-    log.error("unhandled_error", reference=reference, exc_info=error)
+    if isinstance(error, DBAPIError):
+        # The database's own words may hold a whole row (PostgreSQL's DETAIL): buyers' texts, sealed secrets.
+        what: dict[str, Any] = {
+            "kind": type(error.orig).__name__,
+            "sqlstate": getattr(error.orig, "pgcode", None),
+            "statement": error.statement,
+            "stack": "".join(traceback.format_tb(error.__traceback__)),
+        }
+    else:
+        what = {"exc_info": error}
+    log.error("unhandled_error", reference=reference, **what)
     return problem_response(500, "internal", f"Something went wrong on our side. Reference: {reference}.")
 
 

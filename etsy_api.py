@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -133,7 +135,8 @@ def _keep_tokens(shop: Shop, tokens: Tokens, vault: Vault) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What one sync of one shop did; `unreadable` receipts were skipped, with a log line each."""
+    """What one sync of one shop did; `unreadable` receipts were skipped, with a log line each. What Etsy sent again
+    without a change is in none of them."""
 
     created: int
     updated: int
@@ -166,17 +169,14 @@ def sync_shop(shop: Shop, client: EtsyClient, vault: Vault, *, clock: Callable[[
         except BadReceipt as error:
             unreadable += 1
             log.warning("receipt_unreadable", shop_id=shop_id, reason=error.reason)
-    created = updated = 0
+    done: Counter[Upserted] = Counter()
     for start in range(0, len(orders), UPSERT_BATCH):
         for order in orders[start : start + UPSERT_BATCH]:
-            if upsert_order(user_id, shop_id, order, now=until):
-                created += 1
-            else:
-                updated += 1
+            done[upsert_order(user_id, shop_id, order, now=until)] += 1
         db.session.commit()
     db.session.execute(sa.update(Shop).where(Shop.id == shop_id).values(synced_until=until))
     db.session.commit()
-    return SyncResult(created, updated, unreadable)
+    return SyncResult(done[Upserted.created], done[Upserted.updated], unreadable)
 
 
 def _with_token(
@@ -212,8 +212,14 @@ def _refresh(shop: Shop, client: EtsyClient, vault: Vault) -> None:
     db.session.commit()
 
 
-def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: datetime) -> bool:
-    """Write one imported order with its lines and customer; True if it is new. Flushes."""
+class Upserted(Enum):
+    created = auto()
+    updated = auto()
+    unchanged = auto()
+
+
+def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: datetime) -> Upserted:
+    """Write one imported order with its lines and customer. Flushes. What is seen again changes nothing."""
     order = db.session.execute(
         sa.select(Order)
         .where(Order.user_id == user_id, Order.shop_id == shop_id, Order.etsy_order_id == imported.etsy_order_id)
@@ -244,10 +250,8 @@ def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: da
     order.tracking_number = imported.tracking_number or order.tracking_number
     order.is_gift, order.gift_message = imported.is_gift, imported.gift_message
     order.message_from_buyer = imported.message_from_buyer
-    order.updated_at = now
     if order.shipped_at is not None or order.status is OrderStatus.completed:
         order.production_status = ProductionStatus.shipped
-    db.session.flush()
     by_transaction = {item.etsy_transaction_id: item for item in order.items}
     for line in imported.lines:
         item = by_transaction.get(line.etsy_transaction_id)
@@ -257,9 +261,13 @@ def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: da
         item.etsy_listing_id, item.sku, item.title = line.etsy_listing_id, line.sku, line.title
         item.quantity, item.price, item.currency = line.quantity, line.price, line.currency or currency
         item.options, item.personalization, item.is_digital = line.options, line.personalization, line.is_digital
+    is_changed = is_new or any(db.session.is_modified(each) for each in (order, *order.items))
+    if is_changed:
+        order.updated_at = now
+    db.session.flush()
     link_profiles(user_id, order.items)
     db.session.flush()
-    return is_new
+    return Upserted.created if is_new else Upserted.updated if is_changed else Upserted.unchanged
 
 
 def _upsert_customer(user_id: int, imported: ImportedOrder, now: datetime) -> int | None:
@@ -273,7 +281,8 @@ def _upsert_customer(user_id: int, imported: ImportedOrder, now: datetime) -> in
         db.session.add(customer)
     customer.name = imported.buyer_name or customer.name or UNKNOWN_BUYER
     customer.email = imported.buyer_email or customer.email
-    customer.updated_at = now
+    if db.session.is_modified(customer):
+        customer.updated_at = now
     db.session.flush()
     return customer.id
 

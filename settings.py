@@ -109,7 +109,8 @@ class Settings(BaseModel):
             for name in ("secret_key", "jwt_secret_key", "encryption_keys")
             if (fault := _weakness(getattr(self, name).get_secret_value(), strict=self.is_production))
         ] or [
-            f"ENCRYPTION_KEYS number {number} is not 32 bytes in base64. Make one with: python settings.py --write-secrets DIR"
+            f"ENCRYPTION_KEYS: number {number} is not 32 bytes in base64. "
+            "Make one with: python settings.py --write-secrets DIR"
             for number, key in enumerate(self.encryption_keys.get_secret_value().split(","), 1)
             if not _is_encryption_key(key.strip())
         ]

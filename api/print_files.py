@@ -9,6 +9,7 @@ from flask import Response, request
 from flask_smorest import Blueprint
 from flask_smorest.fields import Upload
 from marshmallow import fields
+from sqlalchemy.dialects import postgresql, sqlite
 from werkzeug.utils import secure_filename
 
 from api import context
@@ -79,20 +80,21 @@ def upload_file(data: dict[str, Any]) -> Response:
         raise TooLarge(f"A file may have at most {settings.max_upload_bytes // 2**20} MB.") from None
     except NotPrintable as error:
         raise Invalid({"file": [str(error)]}, str(error), code="not_printable") from None
-    existing = db.session.execute(mine(PrintFile).where(PrintFile.sha256 == stored.sha256)).scalar_one_or_none()
-    if existing is not None:
-        return json_response(_one(existing.id), 201)
-    file = PrintFile(
-        user_id=current_user_id(),
-        file_name=secure_filename(upload.filename or "")[-255:] or "upload.gcode.3mf",
-        sha256=stored.sha256,
-        size_bytes=stored.size_bytes,
-        plates=stored.plates,
-        created_at=context.now(),
+    insert = postgresql.insert if db.engine.dialect.name == "postgresql" else sqlite.insert
+    # Of two uploads of one file at the same moment both find the row that is there after them.
+    db.session.execute(
+        insert(PrintFile)
+        .values(
+            user_id=current_user_id(),
+            file_name=secure_filename(upload.filename or "")[-255:] or "upload.gcode.3mf",
+            sha256=stored.sha256,
+            size_bytes=stored.size_bytes,
+            plates=stored.plates,
+            created_at=context.now(),
+        )
+        .on_conflict_do_nothing(index_elements=["user_id", "sha256"])
     )
-    db.session.add(file)
-    db.session.flush()
-    body = _one(file.id)
+    body = COLUMNS.one(mine(PrintFile).where(PrintFile.sha256 == stored.sha256))
     db.session.commit()
     return json_response(body, 201)
 

@@ -16,8 +16,8 @@ from errors import BadRequest, UnsupportedMediaType
 
 MAX_DEPTH = 64
 SURROGATE = re.compile("[\ud800-\udfff]")
-# A whole text, or a bracket outside of texts. Possessive, and a text may lack its end: each character is read once, where
-# backtracking from one missing quote would take minutes for a megabyte.
+# A whole text, or a bracket outside of texts. Possessive, and a text may lack its end: each character is read once,
+# where backtracking from one missing quote would take minutes for a megabyte.
 TEXT_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 

@@ -78,6 +78,7 @@ def _renew(owner: str, serials: Collection[str], now: datetime, life: timedelta)
         sa.select(PrinterGate.serial_number).where(mine, PrinterGate.serial_number.not_in(serials))
     ).scalars()
     _give_back(owner, list(unwanted))
+    live = sa.and_(mine, PrinterGate.lease_until >= now)
     db.session.execute(sa.update(PrinterGate).where(live).values(lease_until=now + life))
     rows = db.session.execute(sa.select(PrinterGate.serial_number, PrinterGate.epoch).where(live))
     return {serial: Lease(serial, owner, epoch) for serial, epoch in rows}

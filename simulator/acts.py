@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.printer_models import AmsKind
 from simulator.records import NotReadyError, StartRecord
+from simulator.runout import SLOT_EMPTY, slot_error
 from simulator.spools import Spool
-from simulator.starting import BUSY, RefusedStartError, read_request
+from simulator.starting import BUSY, RefusedStartError, path_of, read_request
 
 if TYPE_CHECKING:
     from simulator.machine import Machine
@@ -28,7 +29,6 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-SLOT_EMPTY = 0x8011
 SILENCE = Outcome(done=False, reason="no answer")
 Act = Callable[["Machine", dict[str, Any], "datetime | None"], Outcome]
 
@@ -128,7 +128,7 @@ def _ams_change_filament(machine: Machine, body: dict[str, Any], heard_at: datet
     if machine.busy and machine.state != "PAUSE":
         return refused("printer is busy", BUSY)
     if address is not None and machine.spool_at(address) is None:
-        return refused("no filament in the slot", machine.slot_error(address, SLOT_EMPTY))
+        return refused("no filament in the slot", slot_error(machine, address, SLOT_EMPTY))
     seconds = 40.0
     machine.filament_change_until = machine.now + seconds
 
@@ -227,14 +227,23 @@ def _upgrade_history(machine: Machine, body: dict[str, Any], heard_at: datetime 
 
 
 def _project_file(machine: Machine, body: dict[str, Any], heard_at: datetime | None) -> Outcome:
-    if machine.faults.silent_refusal:
+    faults = machine.faults
+    with contextlib.suppress(RefusedStartError):
+        machine.last_start = (path_of(body.get("url")), body["param"])
+    if faults.silent_refusal:
         record_start(machine, body, heard_at, "ignored")
+        machine.leave_file()
         return SILENCE
     try:
+        if faults.refuse_start is not None:
+            raise RefusedStartError(faults.refuse_start, "refused")
         request = read_request(machine, body)
     except RefusedStartError as refusal:
         record_start(machine, body, heard_at, "refused", refusal.code)
+        if refusal.code == BUSY and (machine.model.busy_start_cancels or faults.busy_start_cancels):
+            machine.stop()
         machine.print_error = refusal.code
+        machine.leave_file()
         return refused(refusal.reason, refusal.code)
     record_start(machine, body, heard_at, "accepted")
     machine.accept(request)

@@ -43,11 +43,12 @@ class Authority:
         self.ca_file = Path(self._folder.name) / "ca.pem"
         self.ca_file.write_text(self.ca_pem)
 
-    def issue(self, serial: str) -> Credentials:
-        """A leaf with CN = `serial`; like the real ones it has no extensions at all."""
+    def issue(self, serial: str, *, from_days: int = -1, to_days: int = 30) -> Credentials:
+        """A leaf with CN = `serial`, valid between so many days from now; like the real ones without extensions."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, serial)])
-        certificate = self._builder(name, key.public_key()).sign(self._key, hashes.SHA256())
+        builder = self._builder(name, key.public_key(), from_days, to_days)
+        certificate = builder.sign(self._key, hashes.SHA256())
         return Credentials(
             certificate.public_bytes(serialization.Encoding.PEM),
             key.private_bytes(
@@ -55,7 +56,9 @@ class Authority:
             ),
         )
 
-    def _builder(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey, from_days: int = -1, to_days: int = 30
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -63,8 +66,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=30))
+            .not_valid_before(now + timedelta(days=from_days))
+            .not_valid_after(now + timedelta(days=to_days))
         )
 
 

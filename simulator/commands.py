@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 VERIFY_FAILED = 84033543
 """0x05024007: control refused because the command is not signed and Developer Mode is off."""
+NOT_VERIFIED = (0x05000500, 0x00010007)
+"""HMS 0500-0500-0001-0007, attr and code: the same as a health message."""
 
 
 def answer(machine: Machine, message: Any, heard_at: datetime | None) -> list[dict[str, Any]]:
@@ -24,7 +26,7 @@ def answer(machine: Machine, message: Any, heard_at: datetime | None) -> list[di
     for section, body in message.items():
         if isinstance(body, dict):
             answers += _answer_section(machine, section, body, heard_at)
-    return machine.faults.answers_to_send(answers)
+    return answers
 
 
 def _answer_section(
@@ -42,12 +44,12 @@ def _answer_section(
     if (section, command) == ("info", "get_version"):
         return [{"info": {"command": command, "sequence_id": body["sequence_id"], **_version(machine)}}]
     act = acts.get((section, command))
-    if act is None:
+    if act is None or machine.is_replaying:
         return []
     if section == "print" and not machine.developer_mode:
         if command == "project_file":
             record_start(machine, body, heard_at, "refused", VERIFY_FAILED)
-        return [_unsigned(machine, body)]
+        return _unsigned(machine, body)
     outcome = act(machine, body, heard_at)
     return [] if outcome is SILENCE else [{section: _acknowledgement(machine, section, body, outcome)}]
 
@@ -64,19 +66,24 @@ def _acknowledgement(machine: Machine, section: str, body: dict[str, Any], outco
     return ack
 
 
-def _unsigned(machine: Machine, body: dict[str, Any]) -> dict[str, Any]:
+def _unsigned(machine: Machine, body: dict[str, Any]) -> list[dict[str, Any]]:
+    match machine.faults.unsigned_answer:
+        case "silence":
+            return []
+        case "bare echo":
+            machine.show_hms([*(shown for shown in machine.hms if shown != NOT_VERIFIED), NOT_VERIFIED])
+            return [{"print": {**body}}]
     # A P1S echoes the command with nothing but the code; newer models say so in words.
     if machine.model.classic:
-        return {"print": {**body, "err_code": VERIFY_FAILED}}
-    return {
-        "print": {
-            "command": body["command"],
-            "sequence_id": body["sequence_id"],
-            "err_code": VERIFY_FAILED,
-            "reason": "mqtt message verify failed",
-            "result": "failed",
-        }
+        return [{"print": {**body, "err_code": VERIFY_FAILED}}]
+    refusal = {
+        "command": body["command"],
+        "sequence_id": body["sequence_id"],
+        "err_code": VERIFY_FAILED,
+        "reason": "mqtt message verify failed",
+        "result": "failed",
     }
+    return [{"print": refusal}]
 
 
 def _version(machine: Machine) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Everything is real but the printers and Etsy, which are simulated on real socket
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -217,7 +218,7 @@ class Stage:
     def log_hint(self) -> str:
         """Where the app's log is, and the last thing in it."""
         lines = [line for line in self.log_path.read_text(errors="replace").splitlines() if line.strip()]
-        last = f" Its last line: {lines[-1][:300]}" if lines else " It is empty."
+        last = f" It ends with: {_short(lines[-1])}" if lines else " It is empty."
         return f"The app's log is {shown_path(self.log_path)}.{last}"
 
     def pause(self, seconds: float) -> None:
@@ -243,6 +244,17 @@ class Stage:
         except subprocess.TimeoutExpired:
             self.app.kill()
             self.app.wait()
+
+
+def _short(line: str) -> str:
+    """A line of the log, and of a traceback in it only what it was."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if isinstance(entry, dict) and entry.get("exception"):
+        line = f"{entry.get('event')}: {str(entry['exception']).strip().splitlines()[-1]}"
+    return line[:300]
 
 
 def _free_port(first: int) -> int:

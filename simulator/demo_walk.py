@@ -144,7 +144,9 @@ class Walk:
 
         if not self._stage.wait_until(is_known):
             why = status["reason"] or status["connection_status"]
-            raise DemoFailed(f"{post.name} cannot be heard through the API: {why}. {self._stage.log_hint()}")
+            raise DemoFailed(
+                f"{post.name} cannot be heard through the API: {why.rstrip('.')}. {self._stage.log_hint()}"
+            )
         self._screen.tell(
             f"{post.name} is {status['connection_status']}: {status['state']}, {status['nozzle_temp']:.0f} °C, "
             f"{len(status['materials'])} spools",

@@ -5,21 +5,25 @@ Two machines made alike and advanced alike give identical reports, however the t
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from random import Random
 from typing import Any, BinaryIO
 
 from simulator import commands, reports
-from simulator.acts import SLOT_EMPTY
-from simulator.faults import Faults
+from simulator.faults import Faults, is_report
 from simulator.heater import Heater
-from simulator.plate_reader import SlicedFilament, SlicedPlate, UnreadableFileError, read_plate
-from simulator.printer_models import AmsKind, PrinterModel, find_model
+from simulator.plate_reader import SlicedFilament, SlicedPlate, UnreadableFileError
+from simulator.printer_models import PrinterModel, find_model
 from simulator.records import CommandRecord, NotReadyError, StartRecord
+from simulator.replay import Replay, laid_over
 from simulator.run import Phase, PrintRequest, Run
-from simulator.spools import MAIN_EXTERNAL, Address, AmsUnit, Spool, default_spools, fill_units, flat_tray
+from simulator.runout import run_out, seconds_to_runout
+from simulator.spools import Address, AmsUnit, Spool, default_spools, fill_units, flat_tray
+from simulator.starting import card_request, request_from_card
 
 CANCELLED = 0x0300400C
 speed_percents = {1: 50, 2: 100, 3: 124, 4: 166}
@@ -67,6 +71,7 @@ class Machine:
         self.faults = faults or Faults()
         self.boot_epoch_seconds = boot_epoch_seconds
         self.chance = Random(f"{serial}/{seed}")
+        self.faults.chance = Random(f"{serial}/{seed}/faults")
         if units is None:
             units = fill_units(self.model, default_spools() if spools is None else spools)
         self.units = list(units)
@@ -74,6 +79,8 @@ class Machine:
         for spool in [spool for unit in self.units for spool in unit.spools] + [external]:
             if spool is not None:
                 spool.name_tag(self.chance)
+        self.last_start: tuple[str, str] | None = None
+        """Path and plate of the file last asked for."""
         self.starts: list[StartRecord] = []
         self.commands: list[CommandRecord] = []
         self.sent_count = self.chance.randrange(100, 60000)
@@ -91,11 +98,15 @@ class Machine:
         self.recording = {"ipcam_record": "enable", "timelapse": "disable"}
         self.xcam: dict[str, Any] = {}
         self.hms: list[tuple[int, int]] = []
+        self.hms_changed_at = 0.0
         self._boot()
 
     def _boot(self) -> None:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._due_count = 0
+        self._overdue: list[dict[str, Any]] = []
+        self._replayed: dict[str, Any] | None = None
+        self.tags_read_at: dict[Address, float] = {}
         self.run: Run | None = None
         self.request: PrintRequest | None = None
         self.state = "IDLE"
@@ -135,7 +146,7 @@ class Machine:
         """Simulated seconds until something changes by itself; infinite when nothing will."""
         soonest = self._due[0][0] - self.now if self._due else float("inf")
         if self.run is not None:
-            soonest = min(soonest, self.run.seconds_to_boundary(self.speed_factor), self._seconds_to_runout(self.run))
+            soonest = min(soonest, self.run.seconds_to_boundary(self.speed_factor), seconds_to_runout(self, self.run))
         return max(soonest, 0.0)
 
     def advance(self, seconds: float) -> None:
@@ -164,11 +175,13 @@ class Machine:
             return
         if run.phase is Phase.WARMING:
             run.warmed_seconds += seconds
+        elif run.change_seconds_left > 0:
+            run.change_seconds_left = max(0.0, run.change_seconds_left - seconds)
         else:
             printed = seconds * self.speed_factor
             run.printed_seconds += printed
             for filament in run.request.plate.filaments:
-                spool = self.spool_at(run.request.slots.get(filament.id))
+                spool = self.spool_at(run.feeds.get(filament.id))
                 if spool is not None:
                     spool.grams_left -= filament.grams * printed / run.print_seconds
         self._show_progress(run)
@@ -185,33 +198,14 @@ class Machine:
             self._show_progress(run)
         elif run.phase is Phase.PRINTING and run.printed_seconds >= run.print_seconds - _JUST_NOW:
             self.finish_now()
-        elif run.phase is Phase.PRINTING and self._seconds_to_runout(run) <= _JUST_NOW:
-            self.pause_with(self._runout_code(run), stage=6)
+        elif seconds_to_runout(self, run) <= _JUST_NOW:
+            run_out(self, run)
 
     def _show_progress(self, run: Run) -> None:
         self.percent = min(99, int(100 * run.fraction + _JUST_NOW))
         self.layer = run.layer
         self.remaining_minutes = int(run.seconds_left(self.speed_factor) / 60)
         self.loaded = run.active_slot
-
-    def _seconds_to_runout(self, run: Run) -> float:
-        if run.phase is not Phase.PRINTING or run.paused:
-            return float("inf")
-        soonest = float("inf")
-        for filament in run.request.plate.filaments:
-            spool = self.spool_at(run.request.slots.get(filament.id))
-            if spool is not None and filament.grams > 0:
-                seconds = spool.grams_left / filament.grams * run.print_seconds / self.speed_factor
-                soonest = min(soonest, seconds)
-        return soonest
-
-    def _runout_code(self, run: Run) -> int:
-        for filament in run.request.plate.filaments:
-            address = run.request.slots.get(filament.id)
-            spool = self.spool_at(address)
-            if address is not None and spool is not None and spool.grams_left <= _JUST_NOW:
-                return self.slot_error(address, SLOT_EMPTY)
-        return 0x03008015
 
     def unit(self, ams_id: int) -> AmsUnit | None:
         return next((unit for unit in self.units if unit.id == ams_id), None)
@@ -224,14 +218,6 @@ class Machine:
             return self.external[ams_id]
         unit = self.unit(ams_id)
         return unit.spools[slot] if unit is not None and 0 <= slot < len(unit.spools) else None
-
-    def slot_error(self, address: Address, low: int) -> int:
-        """The `print_error` of one AMS: 07UU-, Lite 12UU-, HT 18UU- with UU the unit, external 07FF-."""
-        unit = self.unit(address[0])
-        if unit is None:
-            return 0x07FF << 16 | low
-        family = {AmsKind.LITE: 0x12, AmsKind.HT: 0x18}.get(unit.kind, 0x07)
-        return (family << 8 | unit.id & 0x0F) << 16 | low
 
     def shown_file(self, file_name: str, plate_number: int) -> str:
         """What `gcode_file` reports: the 3mf's name on P1 and A1, a path in memory on the others."""
@@ -251,6 +237,11 @@ class Machine:
         if unit is None or not 0 <= tray_id < len(unit.spools):
             raise ValueError(f"no slot {tray_id} in AMS {ams_id}")
         unit.spools[tray_id] = spool
+        self.tags_read_at[ams_id, tray_id] = self.now + self.faults.tag_reading_seconds
+
+    def reads_tag_of(self, address: Address) -> bool:
+        """A spool was put in there and the printer does not know yet which."""
+        return self.spool_at(address) is not None and self.now < self.tags_read_at.get(address, 0.0)
 
     @property
     def tray_now(self) -> int:
@@ -258,7 +249,20 @@ class Machine:
 
     def accept(self, request: PrintRequest) -> None:
         """Takes on a print; the old state stays for the model's lag."""
-        self.run = Run(request)
+        run = Run(request)
+        self._take_on(run)
+        if self.faults.accept_and_never_start:
+            return
+        lag = self.model.start_lag_seconds + self.faults.lag_finish_seconds
+        if self.faults.refuse_after_ack is not None:
+            code = self.faults.refuse_after_ack
+            self.later(lag, lambda: self._refuse_late(run, code))
+        else:
+            self.later(lag, lambda: self._begin(run))
+
+    def _take_on(self, run: Run) -> None:
+        request = run.request
+        self.run = run
         self.request = request
         self.subtask_name = request.subtask_name
         self.ids = {
@@ -268,20 +272,12 @@ class Machine:
             "profile_id": request.profile_id,
         }
         self.print_error = self.late_error = 0
-        if self.faults.accept_and_never_start:
-            return
-        run = self.run
-        lag = self.model.start_lag_seconds + self.faults.lag_finish_seconds
-        if self.faults.refuse_after_ack is not None:
-            code = self.faults.refuse_after_ack
-            self.later(lag, lambda: self._refuse_late(run, code))
-        else:
-            self.later(lag, lambda: self._begin(run))
 
     def _refuse_late(self, run: Run, code: int) -> None:
         if self.run is run:
             self.run = None
             self.print_error = code
+            self.leave_file()
 
     def _begin(self, run: Run) -> None:
         if self.run is not run:
@@ -345,6 +341,18 @@ class Machine:
         for heater in (self.nozzle, self.bed, self.chamber):
             heater.set_target(0.0, self.now)
         self.chamber_target = 0.0
+        self.leave_file()
+
+    def leave_file(self) -> None:
+        """The file last asked for lies there, and may start by itself."""
+        seconds = self.faults.left_file_starts_after_seconds
+        if seconds is not None and self.last_start is not None:
+            self.later(seconds, partial(self._start_left_file, *self.last_start))
+
+    def _start_left_file(self, path: str, param: str) -> None:
+        if not self.busy:
+            with contextlib.suppress(FileNotFoundError, UnreadableFileError):
+                self.accept(request_from_card(self, path, param))
 
     def pause(self) -> None:
         """Raises NotReadyError unless a print has begun and is not paused."""
@@ -373,6 +381,19 @@ class Machine:
     def show_hms(self, codes: Sequence[tuple[int, int]]) -> None:
         """Health messages from now on, as (attr, code); they replace those before."""
         self.hms = list(codes)
+        self.hms_changed_at = self.now
+
+    @property
+    def shown_hms(self) -> list[tuple[int, int]]:
+        """With the message that flaps, while it is up."""
+        flapping = self.faults.flapping_hms
+        is_up = flapping is not None and int(self.now / self.faults.flap_seconds) % 2 == 1
+        return [*self.hms, flapping] if flapping is not None and is_up else self.hms
+
+    @property
+    def clock_epoch_seconds(self) -> float:
+        """What the printer's own clock says."""
+        return self.boot_epoch_seconds + self.now + self.faults.clock_off_seconds
 
     def press_start(self, name: str) -> None:
         """A person starts the file `name` of the storage at the screen, or, if there is none, a half-hour print.
@@ -382,25 +403,75 @@ class Machine:
         if self.busy:
             raise NotReadyError("a print is under way")
         try:
-            with self.open_file(name) as file:
-                plate = read_plate(file, "Metadata/plate_1.gcode")
+            request = request_from_card(self, name)
         except (FileNotFoundError, UnreadableFileError):
-            plate = SlicedPlate(1800.0, 60, (SlicedFilament(1, "PLA", 10.0),))
-        slots = {filament.id: MAIN_EXTERNAL for filament in plate.filaments}
-        stem = name.removesuffix(".3mf").removesuffix(".gcode")
-        self.accept(PrintRequest(plate, stem, self.shown_file(name, 1), slots=slots))
+            request = card_request(self, name, SlicedPlate(1800.0, 60, (SlicedFilament(1, "PLA", 10.0),)))
+        self.accept(request)
 
     def power_cycle(self) -> None:
         """Off and on again: whatever was printing is gone, and nothing says so."""
+        interrupted = self.run
         self._boot()
+        seconds = self.faults.recover_after_seconds
+        if seconds is not None and interrupted is not None and interrupted.phase is not Phase.ACCEPTED:
+            self.later(seconds, partial(self._recover, interrupted))
+        else:
+            self.leave_file()
+
+    def _recover(self, run: Run) -> None:
+        if not self.busy:
+            run.phase, run.warmed_seconds, run.paused = Phase.ACCEPTED, 0.0, False
+            self._take_on(run)
+            self._begin(run)
+            self._show_progress(run)
+
+    def play(self, replay: Replay) -> None:
+        """From now on the printer says what was captured and nothing of its own, and obeys nobody, until power-off.
+
+        Whatever it did before is forgotten. A full report that is asked for shows what has been played so far laid
+        over the printer's own state.
+        """
+        self._boot()
+        self._replayed = {}
+        for event in replay.events:
+            self.later(event.at_seconds, partial(self._say_again, event.message))
+
+    def _say_again(self, message: dict[str, Any]) -> None:
+        if self._replayed is not None and is_report(message):
+            self._replayed = laid_over(self._replayed, message["print"])
+        self._overdue += self.let_out([message])
+
+    @property
+    def is_replaying(self) -> bool:
+        return self._replayed is not None
 
     def handle(self, message: Any, heard_at: datetime | None = None) -> list[dict[str, Any]]:
-        """What the printer answers to one message of the request topic; what it cannot read it ignores."""
-        return commands.answer(self, message, heard_at)
+        """What the printer answers at once to one message of the request topic; what it cannot read it ignores."""
+        return self.let_out(commands.answer(self, message, heard_at))
+
+    def let_out(self, messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What the faults leave of these messages for now; what they hold back is overdue later."""
+        at_once: list[dict[str, Any]] = []
+        for message in messages:
+            copies = [message] * self.faults.copies_of(message)
+            delay = self.faults.delay_of(message)
+            if delay > 0 and copies:
+                self.later(delay, partial(self._overdue.extend, copies))
+            else:
+                at_once += copies
+        return at_once
+
+    def take_overdue(self) -> list[dict[str, Any]]:
+        """Messages whose time to be sent has come, once."""
+        overdue = list(self._overdue)
+        self._overdue.clear()
+        return overdue
 
     def report(self, full: bool) -> dict[str, Any]:
         """A `push_status` message: whole, or what changed since the last one ({} if nothing did)."""
         present = reports.build(self)
+        if self._replayed is not None:
+            present = laid_over(present, self._replayed)
         earlier, self._reported = self._reported, present
         body = present if full else reports.difference(earlier, present)
         if not body:

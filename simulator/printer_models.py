@@ -39,7 +39,7 @@ class PrinterModel:
     `extras` names the keys that only some models of its wire have. `start_lag_seconds` is how long the old state stays
     after an accepted start. `modules` are (name, hardware version, firmware) of `get_version` besides `ota` and the AMS
     units. `old_versions`: `get_version` has `project_name` instead of `product_name`. `guards_files`: without Developer
-    Mode uploads are refused too.
+    Mode uploads are refused too. `busy_start_cancels`: a start while printing is refused and ends the print.
     """
 
     name: str
@@ -65,6 +65,7 @@ class PrinterModel:
     pretty_json: bool = False
     newest_tls_is_1_3: bool = False
     guards_files: bool = False
+    busy_start_cancels: bool = False
     lights: tuple[str, ...] = ("chamber_light",)
     product_name: str = ""
 
@@ -178,6 +179,7 @@ def _a1(name: str, prefix: str, slice_id: str, *, old: bool) -> PrinterModel:
         old_versions=old,
         nozzle_type="stainless_steel",
         extras=frozenset({"xcam"}),
+        busy_start_cancels=name == "A1 mini",
     )
 
 

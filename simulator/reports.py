@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from simulator.report_parts import DOOR_BIT, STORAGE_BITS, is_active, nozzle_celsius, prepare_percent
@@ -154,22 +155,27 @@ def _classic(machine: Machine) -> dict[str, Any]:
 
 
 def _ams(machine: Machine) -> dict[str, Any]:
-    exist = 0
+    exist = reading = 0
+    unread: dict[int, list[int]] = {}
     for unit in machine.units:
-        for slot, spool in enumerate(unit.spools):
-            if spool is not None:
-                exist |= 1 << (unit.first_bit + slot)
+        unread[unit.id] = [slot for slot in range(len(unit.spools)) if machine.reads_tag_of((unit.id, slot))]
+        reading |= sum(1 << (unit.first_bit + slot) for slot in unread[unit.id])
+        exist |= sum(1 << (unit.first_bit + slot) for slot, spool in enumerate(unit.spools) if spool is not None)
+    read = exist & ~reading
     now = str(machine.tray_now)
     report: dict[str, Any] = {
-        "ams": [unit_report(machine.model, unit, remain_known=machine.remain_detection) for unit in machine.units],
+        "ams": [
+            unit_report(machine.model, unit, remain_known=machine.remain_detection, unread=unread[unit.id])
+            for unit in machine.units
+        ],
         "ams_exist_bits": f"{sum(1 << unit.bit for unit in machine.units):x}",
         "tray_exist_bits": f"{exist:x}",
-        "tray_is_bbl_bits": f"{exist:x}",
+        "tray_is_bbl_bits": f"{read:x}",
         "tray_tar": now,
         "tray_now": now,
         "tray_pre": now,
-        "tray_read_done_bits": f"{exist:x}",
-        "tray_reading_bits": "0",
+        "tray_read_done_bits": f"{read:x}",
+        "tray_reading_bits": f"{reading:x}",
         "version": 89,
         "insert_flag": True,
         "power_on_flag": False,
@@ -202,8 +208,10 @@ def _home_flag(machine: Machine) -> int:
 
 def _hms(machine: Machine) -> list[dict[str, Any]]:
     if machine.model.classic:
-        return [{"attr": attr, "code": code} for attr, code in machine.hms]
-    return [{"attr": attr, "code": code, "ts_boot": 33429, "ts_unix": "20260101000000"} for attr, code in machine.hms]
+        return [{"attr": attr, "code": code} for attr, code in machine.shown_hms]
+    since = machine.boot_epoch_seconds + machine.hms_changed_at + machine.faults.clock_off_seconds
+    shown = datetime.fromtimestamp(since, UTC).strftime("%Y%m%d%H%M%S")
+    return [{"attr": attr, "code": code, "ts_boot": 33429, "ts_unix": shown} for attr, code in machine.shown_hms]
 
 
 def _celsius(machine: Machine, value: float) -> float:

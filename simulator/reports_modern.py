@@ -155,7 +155,7 @@ def _extras(machine: Machine) -> dict[str, Any]:
         "lan_task_id": "0",
         "maintain": 3,
         "stg_cd": 0,
-        "t_utc": int((machine.boot_epoch_seconds + machine.now) * 1000),
+        "t_utc": int(machine.clock_epoch_seconds * 1000),
         "vir_slot": [external_report(model, str(number), machine.external[number]) for number in external_ids],
         "vt_tray": external_report(model, "255", machine.external[255]),
     }

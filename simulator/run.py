@@ -42,11 +42,15 @@ class PrintRequest:
 # stg_cur of each warm-up step and its share of the time; see the table of stages in the protocol notes.
 _PREHEAT, _HOMING, _CLEANING = (2, 4.0), (13, 1.0), (14, 2.0)
 _LEVELLING, _VIBRATION, _FLOW = (1, 3.0), (3, 2.0), (8, 2.0)
+_CHANGE_STAGE = 4
 
 
 @dataclass
 class Run:
-    """A print under way. All times in simulated seconds."""
+    """A print under way. All times in simulated seconds.
+
+    `feeds` begins as the slots that were asked for and changes when a backup slot takes over.
+    """
 
     request: PrintRequest
     phase: Phase = Phase.ACCEPTED
@@ -54,8 +58,10 @@ class Run:
     pause_stage: int = 16
     warmed_seconds: float = 0.0
     printed_seconds: float = 0.0
+    change_seconds_left: float = 0.0
 
     def __post_init__(self) -> None:
+        self.feeds = dict(self.request.slots)
         total = self.request.plate.prediction_seconds
         self.warm_up_seconds = min(240.0, total * 0.2)
         self.print_seconds = total - self.warm_up_seconds
@@ -82,7 +88,7 @@ class Run:
         if self.paused:
             return self.pause_stage
         if self.phase is Phase.PRINTING:
-            return 0
+            return _CHANGE_STAGE if self.change_seconds_left > 0 else 0
         for stage, end in zip(self.stages, self.stage_ends, strict=True):
             if self.warmed_seconds < end - 1e-6:
                 return stage
@@ -97,16 +103,19 @@ class Run:
     @property
     def active_slot(self) -> Address | None:
         """Where filament comes from at this layer; a print of several filaments changes every layer."""
-        used = [self.request.slots[key] for key in sorted(self.request.slots)]
+        used = [self.feeds[key] for key in sorted(self.feeds)]
         return used[self.layer % len(used)] if used else None
 
     def seconds_left(self, speed_factor: float) -> float:
-        return self.warm_up_seconds - self.warmed_seconds + (self.print_seconds - self.printed_seconds) / speed_factor
+        printing = (self.print_seconds - self.printed_seconds) / speed_factor
+        return self.warm_up_seconds - self.warmed_seconds + self.change_seconds_left + printing
 
     def seconds_to_boundary(self, speed_factor: float) -> float:
-        """Until the present warm-up step or the whole print ends, were nothing to change."""
+        """Until the present warm-up step, filament change or the whole print ends, were nothing to change."""
         if self.paused or self.phase is Phase.ACCEPTED:
             return float("inf")
+        if self.change_seconds_left > 0:
+            return self.change_seconds_left
         if self.phase is Phase.PRINTING:
             return (self.print_seconds - self.printed_seconds) / speed_factor
         return next((end for end in self.stage_ends if end > self.warmed_seconds + 1e-6), 0.0) - self.warmed_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -120,8 +120,12 @@ def packed_address(address: Address | None, extruder: int = 0) -> int:
     return address[0] << 8 | address[1]
 
 
-def tray_report(model: PrinterModel, slot: int, spool: Spool | None, *, remain_known: bool) -> dict[str, Any]:
+def tray_report(
+    model: PrinterModel, slot: int, spool: Spool | None, *, remain_known: bool, is_unread: bool = False
+) -> dict[str, Any]:
     """One `tray` object."""
+    if spool is not None and is_unread:
+        return {"id": str(slot), "state": 5} if model.tray_detail else {"id": str(slot)}
     if spool is None:
         return {"id": str(slot), "state": 0} if not model.classic else {"id": str(slot)}
     report = _filament(model, spool)
@@ -177,13 +181,19 @@ def _shown_remain(model: PrinterModel, spool: Spool, *, remain_known: bool) -> i
     return model.remain_without_tag
 
 
-def unit_report(model: PrinterModel, unit: AmsUnit, *, remain_known: bool) -> dict[str, Any]:
-    """One entry of `ams.ams`."""
+def unit_report(
+    model: PrinterModel, unit: AmsUnit, *, remain_known: bool, unread: Collection[int] = ()
+) -> dict[str, Any]:
+    """One entry of `ams.ams`; the tags of the spools in the slots `unread` are still being read."""
+    trays = [
+        tray_report(model, slot, spool, remain_known=remain_known, is_unread=slot in unread)
+        for slot, spool in enumerate(unit.spools)
+    ]
     report: dict[str, Any] = {
         "id": str(unit.id),
         "humidity": str(unit.humidity),
         "temp": f"{unit.temperature:.1f}" if unit.has_sensor and model.tray_detail else "0.0",
-        "tray": [tray_report(model, slot, spool, remain_known=remain_known) for slot, spool in enumerate(unit.spools)],
+        "tray": trays,
     }
     if model.tray_detail:
         report["humidity_raw"] = str(unit.humidity_percent) if unit.has_sensor else "0"

@@ -41,8 +41,8 @@ def read_request(machine: Machine, body: dict[str, Any]) -> PrintRequest:
         raise RefusedStartError(BUSY, "printer is busy")
     if machine.storage == "none":
         raise RefusedStartError(NO_CARD, "no storage")
-    plate_name = _PLATE.fullmatch(body["param"])
-    if plate_name is None:
+    plate_number = plate_number_of(body["param"])
+    if plate_number is None:
         raise RefusedStartError(BAD_PATH, "invalid param")
     path = path_of(body.get("url"))
     try:
@@ -56,22 +56,49 @@ def read_request(machine: Machine, body: dict[str, Any]) -> PrintRequest:
     _check_sliced_for(machine, plate)
     slots = _slots(machine, body, plate)
     file_name = path.rsplit("/", 1)[-1]
-    stem = file_name.removesuffix(".3mf").removesuffix(".gcode")
     return PrintRequest(
         plate,
-        subtask_name=str(body.get("subtask_name") or stem),
-        gcode_file=machine.shown_file(file_name, int(plate_name.group(1))),
+        subtask_name=str(body.get("subtask_name") or _stem(file_name)),
+        gcode_file=machine.shown_file(file_name, plate_number),
         subtask_id=str(body.get("subtask_id", "0")),
         task_id=str(body.get("task_id", "0")),
         project_id=str(body.get("project_id", "0")),
         profile_id=str(body.get("profile_id", "0")),
-        plate_number=int(plate_name.group(1)),
+        plate_number=plate_number,
         slots=slots,
         mapping=_flat_mapping(body),
         bed_leveling=body.get("bed_leveling") is True or body.get("auto_bed_leveling") in (1, 2),
         flow_cali=body.get("flow_cali") is True,
         vibration_cali=body.get("vibration_cali") is True,
     )
+
+
+def request_from_card(machine: Machine, path: str, param: str = "Metadata/plate_1.gcode") -> PrintRequest:
+    """A stored file as it is started at the screen: without ids, from the external spool.
+
+    Raises FileNotFoundError and UnreadableFileError.
+    """
+    with machine.open_file(path) as file:
+        plate = read_plate(file, param)
+    return card_request(machine, path, plate, plate_number_of(param) or 1)
+
+
+def card_request(machine: Machine, path: str, plate: SlicedPlate, plate_number: int = 1) -> PrintRequest:
+    """The same for a plate that is known already."""
+    file_name = path.rsplit("/", 1)[-1]
+    slots = {filament.id: MAIN_EXTERNAL for filament in plate.filaments}
+    shown = machine.shown_file(file_name, plate_number)
+    return PrintRequest(plate, _stem(file_name), shown, plate_number=plate_number, slots=slots)
+
+
+def plate_number_of(param: Any) -> int | None:
+    """The plate that a start's `param` names, None if it names none."""
+    found = _PLATE.fullmatch(param) if isinstance(param, str) else None
+    return int(found.group(1)) if found else None
+
+
+def _stem(file_name: str) -> str:
+    return file_name.removesuffix(".3mf").removesuffix(".gcode")
 
 
 def path_of(url: Any) -> str:

@@ -80,7 +80,7 @@ def tables(text: str) -> Iterator[list[list[str]]]:
 
 
 def table(text: str, first_heading: str) -> dict[str, list[str]]:
-    """The rows of the table whose first column has that heading: first cell without its backticks -> the other cells."""
+    """The table whose first column has that heading: first cell without its backticks -> the other cells."""
     for found in tables(text):
         if found[0][0] == first_heading:
             return {row[0].strip("`"): row[1:] for row in found[1:]}
@@ -165,9 +165,12 @@ def column_in_words(column: sa.Column[Any]) -> str:
     elif isinstance(kind, sa.String):
         words = "text" if kind.length is None else f"text {kind.length}"
     else:
-        words = {sa.Boolean: "true or false", sa.Integer: "whole number", sa.BigInteger: "whole number", sa.JSON: "JSON"}[
-            type(kind)
-        ]
+        words = {
+            sa.Boolean: "true or false",
+            sa.Integer: "whole number",
+            sa.BigInteger: "whole number",
+            sa.JSON: "JSON",
+        }[type(kind)]
     targets = sorted({key.column.table.name for key in column.foreign_keys if key.column.name == "id"})
     if column.name != "user_id" and targets:
         words += f" → `{targets[0]}`"

@@ -11,7 +11,12 @@ from models import ConnectionStatus, IntentState, PrinterConnection, ScheduledPr
 from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import PASSWORD, Farm
 
-LAN = {"connection_type": "bambu_lan", "host": "192.168.1.20", "serial_number": "01P00A000000001", "access_code": "12345678"}
+LAN = {
+    "connection_type": "bambu_lan",
+    "host": "192.168.1.20",
+    "serial_number": "01P00A000000001",
+    "access_code": "12345678",
+}
 
 
 def hear(

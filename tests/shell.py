@@ -38,14 +38,14 @@ def environment(**own: str) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """With everything that it started."""
+    """With everything that it started, even what does not listen."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 @contextlib.contextmanager
@@ -69,6 +69,9 @@ def served(command: str, folder: Path, **settings: str) -> Iterator[str]:
             assert time.monotonic() < deadline, f"not serving after {START_SECONDS} s:\n{log.read_text()}"
             time.sleep(0.05)
         yield found[1]
+    except AssertionError:
+        print(log.read_text())
+        raise
     finally:
         _end(process)
 
@@ -175,4 +178,8 @@ def _difference(shown: Any, real: Any, where: str) -> str | None:
     if isinstance(shown, str) and isinstance(real, str) and "…" in shown:
         pattern = ".*".join(re.escape(part) for part in shown.split("…"))
         return None if re.fullmatch(pattern, real, re.DOTALL) else f"{where} is {real!r}, not {shown!r}"
-    return None if shown == real and isinstance(shown, bool) is isinstance(real, bool) else f"{where} is {real!r}, not {shown!r}"
+    return (
+        None
+        if shown == real and isinstance(shown, bool) is isinstance(real, bool)
+        else f"{where} is {real!r}, not {shown!r}"
+    )

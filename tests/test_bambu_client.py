@@ -54,6 +54,7 @@ QUICK = LinkTimings(
     hand_over=2.0,
 )
 CALM = LinkTimings(connect=2.0, backoff_first=0.05, backoff_most=0.1, answer=2.0)
+IMPATIENT = replace(CALM, answer=0.2)
 
 
 def wait_for(true: Callable[[], object], seconds: float = 5.0, tell: Callable[[], object] = lambda: None) -> None:
@@ -266,9 +267,18 @@ def test_without_an_authority_the_first_certificate_is_kept_and_another_refused(
         with listening(address_of(simulated, ca_file=None), QUICK) as newcomer:
             newcomer.connected()
             fingerprint = newcomer.link.fingerprint
-        with listening(address_of(simulated, fingerprint=str(fingerprint).upper()), QUICK) as pinned:
-            pinned.connected()
-        assert len(simulated.connections) == logins + 2
+        assert len(simulated.connections) == logins + 1
+        # An authority or the pin is enough; where there are both, either.
+        authority = Authority()
+        strange = str(authority.ca_file)
+        for changes in ({"ca_file": None, "fingerprint": str(fingerprint).upper()}, {"fingerprint": seen},
+                        {"ca_file": strange, "fingerprint": fingerprint}):  # fmt: skip
+            with listening(address_of(simulated, **changes), QUICK) as known:
+                known.connected()
+        with listening(address_of(simulated, ca_file=strange, fingerprint=seen), QUICK) as stranger:
+            stranger.link.open()
+            stranger.until(lambda: stranger.link.status is LinkStatus.error)
+            assert "changed" in str(stranger.link.reason)
 
 
 # Made for this test: CN 03000A123456789, X.509 version 1, its key thrown away.
@@ -343,7 +353,7 @@ def test_one_good_connection_ends_the_row_of_failures() -> None:
         listener.until(lambda: listener.link.status is LinkStatus.connected)
         simulated.faults.drop_connection()
         listener.until(lambda: listener.link.status is LinkStatus.connecting)
-        listener.until(lambda: listener.link.status is LinkStatus.connected, 0.3)
+        listener.until(lambda: listener.link.status is LinkStatus.connected, 0.8)
 
 
 def test_failures_in_a_row_wait_ever_longer_up_to_a_limit_and_not_all_at_once() -> None:
@@ -448,7 +458,7 @@ def test_without_developer_mode_a_command_is_refused_with_what_to_press() -> Non
 
 
 def test_no_answer_is_said_after_a_while_and_two_bring_a_new_connection() -> None:
-    with printer() as simulated, listening(address_of(simulated), QUICK) as listener:
+    with printer() as simulated, listening(address_of(simulated), IMPATIENT) as listener:
         listener.connected()
         simulated.faults.lose_acks = True
         answer = listener.link.pause()
@@ -459,14 +469,14 @@ def test_no_answer_is_said_after_a_while_and_two_bring_a_new_connection() -> Non
 
 
 def test_a_start_is_watched_over_the_connection_it_came_by() -> None:
-    with printer() as simulated, listening(address_of(simulated), QUICK) as listener:
+    with printer() as simulated, listening(address_of(simulated), IMPATIENT) as listener:
         listener.connected()
         listener.link.start_print(order(), generation=1)
         simulated.faults.lose_acks = True
         listener.link.pause()
         listener.link.pause()
-        listener.link.ask_full_report()
         heard = len(listener.heard)
+        listener.link.ask_full_report()
         listener.until(lambda: any(one.full for one in listener.heard[heard:]))
         assert listener.link.generation == 1
 
@@ -638,7 +648,7 @@ def test_a_link_that_closes_tells_the_printer(tmp_path: Path) -> None:
 
 def test_every_command_has_its_own_increasing_id_and_a_parameter(tmp_path: Path) -> None:
     bare = BarePrinter()
-    with bare.serving(tmp_path) as address, listening(address, QUICK) as listener:
+    with bare.serving(tmp_path) as address, listening(address, IMPATIENT) as listener:
         listener.link.open()
         bare.next_request(), bare.next_request()
         bare.say(FULL)
@@ -722,6 +732,29 @@ def test_the_link_outlives_whatever_a_printer_sends(tmp_path: Path) -> None:
             bare.next_request(), bare.next_request()
             bare.say(FULL)
             listener.until(lambda: listener.link.status is LinkStatus.connected)
+
+
+def test_an_unforeseen_error_in_its_thread_costs_a_link_only_the_connection() -> None:
+    times = iter([KeyError("a clock that fails once")])
+
+    def clock() -> datetime:
+        for problem in times:
+            raise problem
+        return NOON
+
+    with printer() as simulated:
+        link = PrinterLink(
+            address_of(simulated),
+            on_heard=lambda heard: None,
+            on_answer=lambda answer: None,
+            on_link=lambda status, reason: None,
+            clock=clock,
+            timings=CALM,
+        )
+        link.open()
+        wait_for(lambda: link.status is LinkStatus.connected)
+        assert link.generation == 2
+        link.close()
 
 
 def test_many_reports_in_one_breath_are_all_heard_at_once(tmp_path: Path) -> None:

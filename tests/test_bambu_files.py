@@ -34,20 +34,25 @@ class BareStorage:
         self.stored: dict[str, bytes] = {}
         self.heard: list[str] = []
         self.names: list[str | None] = []
+        self.swallowing: list[ssl.SSLSocket] = []
         self.resumed: list[bool] = []
         self.goodbyes: list[bool] = []
 
     @contextlib.contextmanager
     def serving(self, tmp_path: Path, **changes: Any) -> Iterator[PrinterAddress]:
         authority = Authority()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(*authority.issue(self.serial).write(tmp_path))
-        self.context.sni_callback = lambda connection, name, own: self.names.append(name)
+        self.renew(tmp_path, authority)
         with socket.create_server(("127.0.0.1", 0)) as server:
             threading.Thread(target=self._accept, args=(server,), daemon=True).start()
             known = {"ftps_port": server.getsockname()[1], "ca_file": str(authority.ca_file)}
             yield PrinterAddress("127.0.0.1", self.serial, CODE, **{**known, **changes})
             server.shutdown(socket.SHUT_RDWR)
+
+    def renew(self, folder: Path, authority: Authority | None = None) -> None:
+        """Another certificate, of another authority unless one is given."""
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(*(authority or Authority()).issue(self.serial).write(folder))
+        self.context.sni_callback = lambda connection, name, own: self.names.append(name)
 
     def _accept(self, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -88,7 +93,7 @@ class BareStorage:
                     if self.habits.get("hangs_on_encrypted_data") and not clear:
                         continue
                     if self.habits.get("swallows_encrypted_data") and not clear:
-                        self._encrypted(data)
+                        self.swallowing.append(self._encrypted(data))
                         continue
                     channel = data if clear else self._encrypted(data)
                     if command == "STOR":
@@ -383,6 +388,14 @@ def test_another_machine_is_refused_before_it_hears_the_access_code(tmp_path: Pa
         ours = PrinterAddress("127.0.0.1", SERIAL, CODE, ftps_port=address.ftps_port, ca_file=str(strange.ca_file))
         with pytest.raises(UploadFailed, match="authority"):
             sent(PrinterStorage(ours, timings=QUICK))
+        first = PrinterStorage(
+            PrinterAddress("127.0.0.1", server.serial, CODE, ftps_port=address.ftps_port), timings=QUICK
+        )
+        sent(first)
+        server.renew(tmp_path)
+        server.heard.clear()
+        with pytest.raises(UploadFailed, match="changed"):
+            sent(first)
         pinned = PrinterAddress("127.0.0.1", server.serial, CODE, ftps_port=address.ftps_port, fingerprint="0" * 64)
         with pytest.raises(UploadFailed, match="changed"):
             sent(PrinterStorage(pinned, timings=QUICK))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bambu_values as values
 from bambu_errors import Severity
 from bambu_report import (
     Nozzle,
@@ -210,6 +211,7 @@ def test_what_is_left_over_of_the_last_print_is_not_shown() -> None:
 def test_an_error_may_come_as_a_negative_number() -> None:
     state = state_after(full(gcode_state="FAILED", print_error=0x84001234 - (1 << 32)))
     assert (state.print_error, state.faults[0].message.partition(":")[0]) == ("8400-1234", "printer")
+    assert values.flags(-1) == 0xFFFFFFFF
 
 
 def test_the_submission_is_known_by_its_id() -> None:

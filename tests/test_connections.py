@@ -68,7 +68,9 @@ def test_a_connection_takes_the_usual_ports(connection: dict[str, Any]) -> None:
     assert (connection["port"], connection["ftps_port"], connection["connection_type"]) == (8883, 990, "bambu_lan")
 
 
-def test_a_connection_needs_its_printer_and_type_and_in_the_lan_all_that_reaches_it(farm: Farm, printer_id: int) -> None:
+def test_a_connection_needs_its_printer_and_type_and_in_the_lan_all_that_reaches_it(
+    farm: Farm, printer_id: int
+) -> None:
     answer = farm.post(PATH, {})
     assert (answer.status_code, set(answer.json["fields"])) == (422, {"printer_id", "connection_type"})
     answer = farm.post(PATH, {"printer_id": printer_id, "connection_type": "bambu_lan"})
@@ -84,7 +86,9 @@ def test_a_printer_has_one_connection(farm: Farm, printer_id: int, connection: d
 
 
 def test_secrets_never_come_back(farm: Farm, printer_id: int) -> None:
-    made = farm.made(PATH, {"printer_id": printer_id, **LAN, "access_code": "canary77", "cloud_token": "canary-token-88"})
+    made = farm.made(
+        PATH, {"printer_id": printer_id, **LAN, "access_code": "canary77", "cloud_token": "canary-token-88"}
+    )
     answers = [
         farm.get(PATH),
         farm.get(f"{PATH}/{made['id']}"),
@@ -158,9 +162,7 @@ def test_a_printer_stands_in_the_lan_on_purpose(strict_farm: Farm, host: str) ->
         *[("ftps_port", bad) for bad in (21, 991)],
     ],
 )
-def test_other_ports_and_loopback_hosts_need_the_setting(
-    strict_farm: Farm, farm: Farm, field: str, value: Any
-) -> None:
+def test_other_ports_and_loopback_hosts_need_the_setting(strict_farm: Farm, farm: Farm, field: str, value: Any) -> None:
     assert farm.add_printer(**{**LAN, field: value})["connection_id"]
     answer = strict_farm.post("/api/printers", {"name": "Left", **LAN, field: value})
     assert (answer.status_code, list(answer.json["fields"])) == (422, [field])
@@ -202,7 +204,11 @@ def test_another_machine_is_pinned_anew(farm: Farm, connection: dict[str, Any]) 
         with farm.database() as session:
             return session.get_one(PrinterConnection, connection["id"]).fingerprint
 
-    for change, kept in (({"access_code": "87654321"}, "ab"), ({"host": "192.168.1.9"}, None), ({"serial_number": "01P00B1"}, None)):
+    for change, kept in (
+        ({"access_code": "87654321"}, "ab"),
+        ({"host": "192.168.1.9"}, None),
+        ({"serial_number": "01P00B1"}, None),
+    ):
         with farm.database() as session:
             session.execute(sa.update(PrinterConnection).values(fingerprint="ab"))
             session.commit()
@@ -237,7 +243,9 @@ def test_another_users_connection_or_printer_answers_like_a_missing_one(farm: Fa
         ("DELETE", "", None),
         ("GET", "/status", None),
     ):
-        answers = [farm.call(method, f"{PATH}/{each}{path}", json=body) for each in (theirs["connection_id"], MISSING_ID)]
+        answers = [
+            farm.call(method, f"{PATH}/{each}{path}", json=body) for each in (theirs["connection_id"], MISSING_ID)
+        ]
         assert (answers[0].status_code, answers[0].data) == (404, answers[1].data)
     answers = [farm.post(PATH, {"printer_id": each, **LAN}) for each in (theirs["id"], MISSING_ID)]
     assert (answers[0].status_code, answers[0].data) == (404, answers[1].data)
@@ -268,7 +276,9 @@ def test_a_printer_never_reached_is_an_answer_with_a_reason(farm: Farm, connecti
     assert (found["connection_status"], found["reason"]) == ("offline", "No connection has been made yet.")
 
 
-def test_a_status_is_what_the_printer_last_reported(farm: Farm, printer_id: int, connection: dict[str, Any], clock: Clock) -> None:
+def test_a_status_is_what_the_printer_last_reported(
+    farm: Farm, printer_id: int, connection: dict[str, Any], clock: Clock
+) -> None:
     made = farm.add_print(printer_id)
     told = {
         "progress_percent": 41,
@@ -313,9 +323,7 @@ def test_a_printer_not_heard_for_90_seconds_is_offline_and_its_state_unknown(
 
 
 @pytest.mark.parametrize("word", ["connecting", "offline", "unauthorized", "error"])
-def test_an_unreachable_printer_is_an_answer_with_a_reason(
-    farm: Farm, connection: dict[str, Any], word: str
-) -> None:
+def test_an_unreachable_printer_is_an_answer_with_a_reason(farm: Farm, connection: dict[str, Any], word: str) -> None:
     with farm.database() as session:
         values = {"connection_status": ConnectionStatus(word), "status_reason": "no route to host"}
         session.execute(sa.update(PrinterConnection).values(**values))

@@ -273,7 +273,15 @@ def test_no_fact_breaks_out_of_its_place(kind: MailKind) -> None:
 
 @pytest.mark.parametrize(
     "link",
-    ["javascript:alert(1)", "https://a/ b", "//evil.example", "data:text/html,x", "ftp://a/b", "https://a\n", "https://"],
+    [
+        "javascript:alert(1)",
+        "https://a/ b",
+        "//evil.example",
+        "data:text/html,x",
+        "ftp://a/b",
+        "https://a\n",
+        "https://",
+    ],
 )
 def test_a_link_that_is_none_leads_nowhere(link: str) -> None:
     _, text, html = render_mail("print_started", {"printer_name": "A1", "link": link})

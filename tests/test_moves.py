@@ -115,9 +115,7 @@ def test_the_row_itself_refuses_an_illegal_move(app: Flask, farm: Farm, printer_
 # Stamps
 
 
-def test_started_stamps_its_start_and_completed_and_failed_their_end(
-    farm: Farm, printer_id: int, clock: Clock
-) -> None:
+def test_started_stamps_its_start_and_completed_and_failed_their_end(farm: Farm, printer_id: int, clock: Clock) -> None:
     for end, extra in (("completed", {}), ("failed", {"failed_reason": "it came off the plate"})):
         made = farm.add_print(printer_id)
         clock.forward(minutes=1)
@@ -175,7 +173,9 @@ def test_the_history_tells_every_move_with_its_time_and_reason(farm: Farm, print
     ):
         clock.forward(minutes=1)
         assert put(farm, made["id"], status=status, **extra).status_code == 200
-    told = [(each["kind"], each["from_status"], each["to_status"], each["at"][14:16]) for each in history(farm, made["id"])]
+    told = [
+        (each["kind"], each["from_status"], each["to_status"], each["at"][14:16]) for each in history(farm, made["id"])
+    ]
     assert told == [
         ("print.created", None, "queued", "00"),
         ("print.scheduled", "queued", "scheduled", "01"),
@@ -269,13 +269,16 @@ def test_filament_comes_from_the_prints_slot_else_from_the_only_spool_of_its_typ
     done = farm.move(made["id"], "started", "completed")
     assert (booked(farm, printer_id), done["used_grams"]) == (used, 9)
     details = history(farm, made["id"])[-1]["details"]["filament"]
-    assert ("grams" in details) if used else details == "booked on no spool: none in its slot and not just one of its type"
+    assert (
+        ("grams" in details) if used else details == "booked on no spool: none in its slot and not just one of its type"
+    )
 
 
 def test_filament_comes_from_the_place_that_the_print_was_started_from(farm: Farm, printer_id: int) -> None:
     farm.add_material(printer_id, slot=0)
     farm.made(
-        f"/api/bambu/materials/{printer_id}", {"ams_id": 255, "tray_id": 0, "material_type": "PLA", "weight_grams": 1000}
+        f"/api/bambu/materials/{printer_id}",
+        {"ams_id": 255, "tray_id": 0, "material_type": "PLA", "weight_grams": 1000},
     )
     made = farm.add_print(printer_id, estimated_grams=9, material_slot=0, status="scheduled")
     add_intent(farm, made["id"], IntentState.confirmed, mapping=[None, [255, 0]])
@@ -308,7 +311,11 @@ def test_completion_updates_order_material_and_notifications(farm: Farm, printer
         told = session.execute(sa.select(Delivery).order_by(Delivery.id)).scalars().all()
         assert [each.payload["type"] for each in told] == ["print.started", "material.critical", "print.completed"]
         data = told[-1].payload["data"]
-    assert (data["print"]["status"], data["print"]["used_grams"], data["print"]["material_cost"]) == ("completed", 85, 1.7)
+    assert (data["print"]["status"], data["print"]["used_grams"], data["print"]["material_cost"]) == (
+        "completed",
+        85,
+        1.7,
+    )
     assert (data["order"]["id"], data["order"]["production_status"]) == (order["id"], "printed")
 
 
@@ -317,11 +324,20 @@ def everything(farm: Farm) -> dict[str, list[Any]]:
     with farm.database() as session:
         return {
             table: [tuple(row) for row in session.execute(sa.text(f"SELECT * FROM {table} ORDER BY id"))]
-            for table in ("scheduled_prints", "print_events", "orders", "bambu_materials", "filament_ledger", "deliveries")
+            for table in (
+                "scheduled_prints",
+                "print_events",
+                "orders",
+                "bambu_materials",
+                "filament_ledger",
+                "deliveries",
+            )
         }
 
 
-def test_when_the_last_step_of_a_completion_fails_nothing_of_it_remains(app: Flask, farm: Farm, printer_id: int) -> None:
+def test_when_the_last_step_of_a_completion_fails_nothing_of_it_remains(
+    app: Flask, farm: Farm, printer_id: int
+) -> None:
     """The last rows written are the deliveries. A trigger of the database itself refuses them."""
     farm.add_material(printer_id, weight_grams=100)
     order = farm.add_order()

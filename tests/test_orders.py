@@ -123,7 +123,10 @@ def test_an_order_by_hand_makes_its_customer(farm: Farm) -> None:
         ({"buyer_name": "A", "items": {"title": "V"}}, {"items"}),
         ({"buyer_name": "A", "items": [{"title": "V", "quantity": 1}], "status": "shipped"}, {"status"}),
         ({"buyer_name": "A", "items": [{"title": "V", "quantity": 1}], "currency": "euro"}, {"currency"}),
-        ({"buyer_name": "A", "items": [{"title": "V", "quantity": 1}], "production_status": "printed"}, {"production_status"}),
+        (
+            {"buyer_name": "A", "items": [{"title": "V", "quantity": 1}], "production_status": "printed"},
+            {"production_status"},
+        ),
         ({"buyer_name": "A", "items": [{"title": "V", "quantity": 1}], "ship_by": "soon"}, {"ship_by"}),
     ],
 )
@@ -287,7 +290,8 @@ def test_production_status_follows_the_contracts_sentences(prints: list[tuple[in
 def test_an_orders_production_status_is_recomputed_at_each_move(farm: Farm, printer_id: int) -> None:
     order = farm.add_order({"title": "A", "quantity": 1}, {"title": "B", "quantity": 1})
     first, second = (
-        each["id"] for each in farm.post(f"{PATH}/{order['id']}/schedule-prints", {"printer_id": printer_id}).json["prints"]
+        each["id"]
+        for each in farm.post(f"{PATH}/{order['id']}/schedule-prints", {"printer_id": printer_id}).json["prints"]
     )
     seen = [production(farm, order["id"])]
     for print_id, status in (
@@ -310,7 +314,8 @@ def test_an_orders_production_status_is_recomputed_at_each_move(farm: Farm, prin
 def test_deleting_a_print_recomputes_its_order(farm: Farm, printer_id: int) -> None:
     order = farm.add_order({"title": "A", "quantity": 1}, {"title": "B", "quantity": 1})
     first, second = (
-        each["id"] for each in farm.post(f"{PATH}/{order['id']}/schedule-prints", {"printer_id": printer_id}).json["prints"]
+        each["id"]
+        for each in farm.post(f"{PATH}/{order['id']}/schedule-prints", {"printer_id": printer_id}).json["prints"]
     )
     farm.move(first, "started", "failed")
     assert production(farm, order["id"]) == "attention"

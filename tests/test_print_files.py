@@ -124,7 +124,7 @@ def test_two_users_keep_the_same_file_apart(app: Flask, farm: Farm, stranger: Fa
     [
         ("../../etc/passwd", "etc_passwd"),
         ("C:\\windows\\x.3mf", "Cwindowsx.3mf"),
-        ("a\r\nSet-Cookie: x.3mf", "a_Set-Cookie_x.3mf"),
+        ("a b;{{7*7}}<svg>.3mf", "a_b77svg.3mf"),
         ("x" * 300 + ".gcode.3mf", ("x" * 300 + ".gcode.3mf")[-255:]),
         ("\u202e\u0000", "upload.gcode.3mf"),
         (".3mf", "3mf"),

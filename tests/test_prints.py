@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models import ConnectionStatus, IntentState, LedgerEntry, PrintEvent, PrintStatus, ScheduledPrint
+from app import create_app
+from models import (
+    CommandKind,
+    CommandState,
+    ConnectionStatus,
+    IntentState,
+    LedgerEntry,
+    PrinterCommand,
+    PrintEvent,
+    PrintStatus,
+    ScheduledPrint,
+    db,
+)
 from simulator import Plate, make_sliced_file
-from tests.conftest import BASE_TIME, Clock
+from tests.conftest import BASE_TIME, Clock, OutsideClient, settings_for
 from tests.farm_builder import Farm
 from tests.rows import LAN, add_intent, hear
 
@@ -21,7 +38,15 @@ FIELDS = {
     *("id", "printer_id", "order_id", "order_item_id", "job_name", "file_name", "print_file_id", "plate", "status"),
     *("scheduled_start", "estimated_duration_minutes", "material_type", "material_color", "material_slot"),
     *("nozzle_temp", "bed_temp", "print_speed", "priority", "notes", "waiting_reason", "started_at", "completed_at"),
-    *("failed_reason", "progress_percent", "estimated_grams", "used_grams", "material_cost", "created_at", "updated_at"),
+    *(
+        "failed_reason",
+        "progress_percent",
+        "estimated_grams",
+        "used_grams",
+        "material_cost",
+        "created_at",
+        "updated_at",
+    ),
 }
 SETTABLE: dict[str, Any] = {
     "job_name": "A bowl",
@@ -127,7 +152,10 @@ OUT_OF_RANGE = [
     *[("material_type", bad) for bad in ("", "x" * 256, 5)],
     *[("material_color", bad) for bad in ("#GGGGGG", "#12345", "", 5)],
     *[("notes", bad) for bad in ("x" * 2001, 5)],
-    *[("scheduled_start", bad) for bad in ("tomorrow", "2026-02-30T10:00:00Z", "0001-01-01T00:00:00Z", 5, "2026-11-22")],
+    *[
+        ("scheduled_start", bad)
+        for bad in ("tomorrow", "2026-02-30T10:00:00Z", "0001-01-01T00:00:00Z", 5, "2026-11-22")
+    ],
     *[("order_id", bad) for bad in ("1", True, 0, -1, 2**31, 1.5)],
     *[("printer_id", bad) for bad in ("1", True, 0, -1, 2**31, None)],
     *[("print_file_id", bad) for bad in ("1", True, 0, -1, 2**31)],
@@ -186,7 +214,9 @@ def test_times_come_in_with_any_offset_and_go_out_in_utc(farm: Farm, printer_id:
 
 
 @pytest.mark.parametrize("field", ["printer_id", "order_id", "print_file_id"])
-def test_a_foreign_id_in_a_body_answers_like_a_missing_one(farm: Farm, stranger: Farm, printer_id: int, field: str) -> None:
+def test_a_foreign_id_in_a_body_answers_like_a_missing_one(
+    farm: Farm, stranger: Farm, printer_id: int, field: str
+) -> None:
     foreign = {
         "printer_id": stranger.add_printer()["id"],
         "order_id": stranger.add_order()["id"],
@@ -236,7 +266,9 @@ def test_lists_are_newest_first(farm: Farm, printer_id: int, clock: Clock) -> No
 
 
 def test_a_printers_list_takes_one_of_the_five_words(farm: Farm, printer_id: int) -> None:
-    made = {status: farm.add_print(printer_id)["id"] for status in ("queued", "scheduled", "started", "completed", "failed")}
+    made = {
+        status: farm.add_print(printer_id)["id"] for status in ("queued", "scheduled", "started", "completed", "failed")
+    }
     farm.move(made["scheduled"], "scheduled")
     farm.move(made["started"], "started")
     farm.move(made["completed"], "started", "completed")
@@ -273,7 +305,11 @@ def test_a_list_shows_only_ones_own(farm: Farm, stranger: Farm, printer_id: int)
     assert farm.get(PATH).json == []
     assert farm.get(f"{PATH}?id={theirs['id']}").json == []
     missing = farm.get(f"{PATH}/{MISSING_ID}")
-    for path in (f"{PATH}/{theirs['printer_id']}", f"{PATH}/{theirs['printer_id']}/queue", f"{PATH}/{theirs['id']}/events"):
+    for path in (
+        f"{PATH}/{theirs['printer_id']}",
+        f"{PATH}/{theirs['printer_id']}/queue",
+        f"{PATH}/{theirs['id']}/events",
+    ):
         assert (farm.get(path).status_code, farm.get(path).data) == (404, missing.data)
 
 
@@ -415,7 +451,9 @@ def test_a_started_print_stays_on_its_printer_and_takes_every_other_change(farm:
 def test_a_put_of_another_file_brings_its_name(farm: Farm, printer_id: int) -> None:
     first, second = farm.add_file(), farm.add_file(make_sliced_file(None, [Plate(minutes=5)]))
     with farm.database() as session:
-        session.execute(sa.text("UPDATE print_files SET file_name = 'bowl.gcode.3mf' WHERE id = :id"), {"id": second["id"]})
+        session.execute(
+            sa.text("UPDATE print_files SET file_name = 'bowl.gcode.3mf' WHERE id = :id"), {"id": second["id"]}
+        )
         session.commit()
     made = farm.add_print(printer_id, print_file_id=first["id"])
     assert put(farm, made["id"], print_file_id=second["id"]).json["file_name"] == "bowl.gcode.3mf"
@@ -674,12 +712,19 @@ def test_a_release_that_an_interlock_holds_is_200_scheduled_and_says_why(
     cases = [
         (farm.add_print(linked_id), "it has no sliced file"),
         (farm.add_print(linked_id, scheduled_start="2026-11-21T12:00:00Z"), "not before 2026-11-21 12:00 UTC"),
-        (farm.add_print(printer_id, print_file_id=file), "the printer has no connection: start it there and record it here"),
+        (
+            farm.add_print(printer_id, print_file_id=file),
+            "the printer has no connection: start it there and record it here",
+        ),
         (farm.add_print(linked_id, print_file_id=file), "the printer cannot be reached"),
     ]
     for made, reason in cases:
         released = farm.post(f"{PATH}/{made['id']}/start")
-        assert (released.status_code, released.json["status"], released.json["waiting_reason"]) == (200, "scheduled", reason)
+        assert (released.status_code, released.json["status"], released.json["waiting_reason"]) == (
+            200,
+            "scheduled",
+            reason,
+        )
         taken_back = put(farm, made["id"], status="queued").json
         assert (taken_back["status"], taken_back["waiting_reason"]) == ("queued", None)
         by_put = put(farm, made["id"], status="scheduled").json
@@ -722,6 +767,71 @@ def test_a_command_without_a_live_link_is_a_conflict(
     assert farm.post(f"{PATH}/{made['id']}/{command}").json["code"] == "no_live_link"
 
 
+@pytest.fixture
+def impatient_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
+    """A farm that waits for a printer's word for a fifth of a second, and whose worker does not run."""
+    settings = settings_for(session_database_url, tmp_path, COMMAND_TIMEOUT_SECONDS="0.2")
+    made = create_app(settings, clock=clock)
+    made.test_client_class = OutsideClient
+    yield Farm(made, "seller@example.com")
+    with made.app_context():
+        db.session.remove()
+        db.engine.dispose()
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "stop", "delete"])
+def test_a_command_that_the_printer_does_not_confirm_in_time_is_502_and_is_not_sent_later(
+    impatient_farm: Farm, clock: Clock, command: str
+) -> None:
+    farm = impatient_farm
+    printer_id = farm.add_printer(**LAN)["id"]
+    made = farm.add_print(printer_id)
+    moved = farm.move(made["id"], "started")
+    hear(farm, printer_id, clock, "printing", current_print_id=made["id"])
+    path = f"{PATH}/{made['id']}"
+    answer = farm.delete(path) if command == "delete" else farm.post(f"{path}/{command}")
+    assert (answer.status_code, answer.json["code"]) == (502, "not_confirmed")
+    assert get(farm, made["id"]) == moved
+    with farm.database() as session:
+        asked = session.execute(sa.select(PrinterCommand)).scalar_one()
+        wanted = CommandKind.stop if command == "delete" else CommandKind(command)
+        assert (asked.kind, asked.state) == (wanted, CommandState.expired)
+
+
+def settle_command(app: Flask, state: CommandState, reason: str | None = None) -> None:
+    """What the worker does with a command, as soon as there is one."""
+    for _ in range(500):
+        with app.app_context():
+            found = db.session.execute(
+                sa.update(PrinterCommand)
+                .where(PrinterCommand.state == CommandState.requested)
+                .values(state=state, reason=reason)
+            )
+            db.session.commit()
+            if found.rowcount:
+                return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [(CommandState.done, 200), (CommandState.refused, 502), (CommandState.expired, 502)]
+)
+@pytest.mark.parametrize("command", ["pause", "resume", "stop", "delete"])
+def test_a_command_ends_as_the_printer_says(
+    app: Flask, farm: Farm, linked_id: int, clock: Clock, command: str, state: CommandState, code: int
+) -> None:
+    made = farm.add_print(linked_id)
+    farm.move(made["id"], "started")
+    hear(farm, linked_id, clock, "printing", current_print_id=made["id"])
+    worker = threading.Thread(target=settle_command, args=(app, state, "it <b>is</b> busy"))
+    worker.start()
+    path = f"{PATH}/{made['id']}"
+    answer = farm.delete(path) if command == "delete" else farm.post(f"{path}/{command}")
+    worker.join(10)
+    assert answer.status_code == code, answer.text
+    assert (farm.get_print(made["id"]) is None) is (command == "delete" and code == 200)
+
+
 @pytest.mark.parametrize("command", ["pause", "resume", "stop"])
 def test_a_printer_that_runs_another_print_is_not_told_anything(
     farm: Farm, linked_id: int, clock: Clock, command: str
@@ -751,7 +861,11 @@ def test_a_deleted_print_is_gone_from_every_list_and_its_history_stays(
     assert (answer.status_code, answer.json) == (200, {"message": "Print deleted", "id": made["id"]})
     for path in (PATH, f"{PATH}?id={made['id']}", f"{PATH}/{printer_id}", f"{PATH}/{printer_id}/queue"):
         assert farm.get(path).json == []
-    for again in (farm.delete(f"{PATH}/{made['id']}"), put(farm, made["id"], priority=1), farm.post(f"{PATH}/{made['id']}/start")):
+    for again in (
+        farm.delete(f"{PATH}/{made['id']}"),
+        put(farm, made["id"], priority=1),
+        farm.post(f"{PATH}/{made['id']}/start"),
+    ):
         assert again.status_code == 404
     with farm.database() as session:
         kept = session.execute(

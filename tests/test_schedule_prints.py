@@ -172,7 +172,21 @@ def test_an_offset_moves_the_whole_chain_and_gives_the_first_a_time(farm: Farm, 
 
 def test_priorities_fall_from_ten_and_never_below_one(farm: Farm, printer_id: int) -> None:
     order = farm.add_order(*({"title": f"Line {number}", "quantity": 1} for number in range(13)))
-    assert [each["priority"] for each in scheduled(farm, order["id"], printer_id)] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1, 1, 1]
+    assert [each["priority"] for each in scheduled(farm, order["id"], printer_id)] == [
+        10,
+        9,
+        8,
+        7,
+        6,
+        5,
+        4,
+        3,
+        2,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_a_chain_runs_in_its_own_order(farm: Farm, printer_id: int) -> None:
@@ -338,7 +352,9 @@ def test_of_two_calls_at_the_same_moment_one_schedules(farm: Farm, printer_id: i
 
 
 def test_digital_lines_are_skipped_and_named(farm: Farm, printer_id: int) -> None:
-    order = farm.add_order({"title": "A", "quantity": 1}, {"title": "Pattern", "quantity": 1}, {"title": "C", "quantity": 1})
+    order = farm.add_order(
+        {"title": "A", "quantity": 1}, {"title": "Pattern", "quantity": 1}, {"title": "C", "quantity": 1}
+    )
     digital = order["items"][1]["id"]
     with farm.database() as session:
         session.execute(sa.update(OrderItem).where(OrderItem.id == digital).values(is_digital=True))
@@ -487,7 +503,11 @@ def line(**fields: Any) -> OrderItem:
             [profile(id=1, product_name="Vase"), profile(id=2, etsy_listing_id="5"), profile(id=3, sku="V-1")],
             3,
         ),
-        (line(sku="V-2", etsy_listing_id="5"), [profile(id=1, product_name="Vase"), profile(id=2, etsy_listing_id="5")], 2),
+        (
+            line(sku="V-2", etsy_listing_id="5"),
+            [profile(id=1, product_name="Vase"), profile(id=2, etsy_listing_id="5")],
+            2,
+        ),
         (line(etsy_listing_id="6"), [profile(id=1, product_name="Vase"), profile(id=2, etsy_listing_id="5")], 1),
         # A title is exact.
         (line(title="vase"), [profile(product_name="Vase")], None),
@@ -507,7 +527,11 @@ def line(**fields: Any) -> OrderItem:
             ],
             2,
         ),
-        (line(etsy_listing_id="5", options={"Color": "Red"}), [profile(etsy_listing_id="5", options={"Color": "Blue"})], None),
+        (
+            line(etsy_listing_id="5", options={"Color": "Red"}),
+            [profile(etsy_listing_id="5", options={"Color": "Blue"})],
+            None,
+        ),
         (line(etsy_listing_id="5"), [profile(etsy_listing_id="5", options={"Color": "Blue"})], None),
         # Of profiles with one SKU, the one whose options fit.
         (

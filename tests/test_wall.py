@@ -1,92 +1,47 @@
-"""No user reads or writes what is another's, every route needs a token unless it is listed, and secrets stay inside."""
+"""No user reads or writes what is another's, and the database itself refuses a row across users."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import io
 import json
-import logging
 import secrets
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from typing import Any
 
-import jwt
 import pytest
 import sqlalchemy as sa
-import structlog
 from flask import Flask
-from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from app import configure_logging, create_app
 from channels import MailSender, WebhookSender
 from columns import Scaled, UtcDateTime
 from models import MAX_ID, Delivery, TokenFamily, User, db
 from notifications import Sender
 from simulator.sinks import MailSink, WebhookReceiver
-from tests.api_document import ApiDocument, rules
-from tests.conftest import BASE_TIME, Clock, OutsideClient, settings_for
-from tests.farm_builder import PASSWORD, Farm
+from tests.api_document import ApiDocument, path_of, private_rules
+from tests.conftest import BASE_TIME, Clock
+from tests.farm_builder import Farm
+from tests.production_log import production_log
 from tests.whole_farm import BODIES, NEVER_USED_ID, NO_REFERENCES, WholeFarm, fill
 
 pytestmark = pytest.mark.usefixtures("app")
 
-# The contract's explicit list. A route that is in neither list nor behind a token is a hole.
-PUBLIC = {
-    ("/api/auth/register", "POST"),
-    ("/api/auth/login", "POST"),
-    ("/api/auth/refresh", "POST"),
-    ("/api/auth/etsy/login", "GET"),
-    ("/api/auth/etsy/callback", "GET"),
-    ("/api/auth/etsy/callback", "POST"),
-    ("/api/health", "GET"),
-    ("/livez", "GET"),
-    ("/readyz", "GET"),
-    ("/metrics", "GET"),
-    ("/api/openapi.json", "GET"),
-    ("/api/docs", "GET"),
-    ("/api/docs/<asset>", "GET"),
-}
+# What belongs to nobody: which worker is alive, and which holds which machine (two accounts may have entered the same).
+SHARED = {"printer_gates", "worker_presences"}
 OWNER, STRANGER = "QZOWNERQZ", "QZOTHERQZ"
 
 
 @pytest.fixture
-def logged() -> Iterator[Callable[[], str]]:
-    """Everything that was logged since, as it is logged in production."""
-    said, root = io.StringIO(), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with contextlib.redirect_stderr(said):
-        configure_logging()
-        root.addHandler(logging.StreamHandler())
-    yield said.getvalue
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
+def logged() -> Iterator[io.StringIO]:
+    with production_log() as said:
+        yield said
 
 
 @pytest.fixture
 def document(app: Flask) -> ApiDocument:
     return ApiDocument(app)
-
-
-def private_rules(app: Flask) -> Iterator[tuple[Rule, str]]:
-    for rule, method in rules(app):
-        if (str(rule), method) not in PUBLIC:
-            yield rule, method
-
-
-def path_of(rule: Rule, ids: dict[str, Any]) -> str:
-    path = str(rule)
-    for argument in rule.arguments:
-        path = path.replace(f"<id:{argument}>", str(ids[argument])).replace(f"<{argument}>", str(ids[argument]))
-    return path
-
-
-def own_ids(rule: Rule, method: str, whole: WholeFarm) -> dict[str, Any]:
-    return {argument: whole.id_for(argument, method) for argument in rule.arguments}
 
 
 def body_of(document: ApiDocument, rule: Rule, method: str, whole: WholeFarm) -> dict[str, Any] | None:
@@ -124,7 +79,7 @@ def dump(app: Flask, user_id: int | None = None) -> dict[str, list[Any]]:
     with app.app_context():
         for table in db.metadata.sorted_tables:
             query = sa.select(table).order_by(*table.primary_key)
-            if user_id is not None:
+            if user_id is not None and table.name not in SHARED:
                 owner = table.c.id if table.name == "users" else table.c.user_id
                 query = query.where(owner == user_id)
             found[table.name] = [tuple(row) for row in db.session.execute(query)]
@@ -138,13 +93,13 @@ def both(app: Flask) -> tuple[WholeFarm, WholeFarm]:
 
 
 def test_a_foreign_id_in_any_path_answers_like_one_that_never_was(
-    app: Flask, document: ApiDocument, both: tuple[WholeFarm, WholeFarm], logged: Callable[[], str]
+    app: Flask, document: ApiDocument, both: tuple[WholeFarm, WholeFarm], logged: io.StringIO
 ) -> None:
     owner, stranger = both
     before, faults, tried = dump(app, owner.farm.user["id"]), [], 0
     for rule, method in private_rules(app):
         for argument in rule.arguments:
-            body, own = body_of(document, rule, method, stranger), own_ids(rule, method, stranger)
+            body, own = body_of(document, rule, method, stranger), stranger.ids_for(rule, method)
             absent = call(stranger.farm, method, path_of(rule, own | {argument: NEVER_USED_ID}), body)
             if absent.status_code != 404:
                 faults.append(f"{method} {rule}: {absent.status_code} for an id that never was")
@@ -159,7 +114,7 @@ def test_a_foreign_id_in_any_path_answers_like_one_that_never_was(
     assert faults == []
     assert tried > 50
     assert dump(app, owner.farm.user["id"]) == before
-    assert OWNER not in logged()
+    assert OWNER not in logged.getvalue()
 
 
 def test_a_foreign_id_in_any_body_answers_like_one_that_never_was(
@@ -170,7 +125,7 @@ def test_a_foreign_id_in_any_body_answers_like_one_that_never_was(
     for rule, method in private_rules(app):
         schema = document.body(rule, method)
         for name in reference_fields(document, schema) if schema else []:
-            path, body = path_of(rule, own_ids(rule, method, stranger)), body_of(document, rule, method, stranger)
+            path, body = stranger.path(rule, method), body_of(document, rule, method, stranger)
             assert body is not None
             absent = call(stranger.farm, method, path, body | {name: NEVER_USED_ID})
             foreign = call(stranger.farm, method, path, body | {name: owner.row_named(name)})
@@ -191,7 +146,7 @@ def test_the_same_calls_reach_ones_own_rows(
         if rule.endpoint == "accounts.log_out":
             continue
         body = body_of(document, rule, method, owner)
-        answer = call(owner.farm, method, path_of(rule, own_ids(rule, method, owner)), body)
+        answer = call(owner.farm, method, owner.path(rule, method), body)
         # An upload is no JSON body: without its file it is 422, which is far enough.
         refused = {401, 404, 405, 500} | ({422} if rule.endpoint != "print files.upload_file" else set())
         if answer.status_code in refused:
@@ -210,7 +165,7 @@ def test_lists_counts_and_filters_say_nothing_of_another_account(
         for rule, method in private_rules(app):
             if method != "GET":
                 continue
-            path = path_of(rule, own_ids(rule, method, mine))
+            path = mine.path(rule, method)
             questions = [("", "")]
             for parameter in document.query(rule, method):
                 name = parameter["name"]
@@ -222,7 +177,9 @@ def test_lists_counts_and_filters_say_nothing_of_another_account(
                     asked = str(foreign.row_named(name) if foreign else NEVER_USED_ID)
                     found[f"{path}?{name}=foreign"] = bytes_of(mine.farm.get(path, query_string={name: asked}))
             for name, value in questions:
-                found[f"{path}?{name}={value}"] = bytes_of(mine.farm.get(path, query_string={name: value} if name else {}))
+                found[f"{path}?{name}={value}"] = bytes_of(
+                    mine.farm.get(path, query_string={name: value} if name else {})
+                )
             found[f"{path} page"] = bytes_of(mine.farm.get(path, query_string={"limit": 1, "offset": 1}))
         return found
 
@@ -236,7 +193,7 @@ def test_lists_counts_and_filters_say_nothing_of_another_account(
     assert any(STRANGER.encode() in answer[1] for answer in together.values())
 
 
-def test_messages_carry_nothing_of_another_account(app: Flask, clock: Clock, logged: Callable[[], str]) -> None:
+def test_messages_carry_nothing_of_another_account(app: Flask, clock: Clock, logged: io.StringIO) -> None:
     with MailSink() as mail, WebhookReceiver() as receiver:
         whole = [fill(Farm(app, f"{mark}@example.com"), mark, receiver.url) for mark in (OWNER, STRANGER)]
         with app.app_context():
@@ -264,7 +221,7 @@ def test_messages_carry_nothing_of_another_account(app: Flask, clock: Clock, log
         for post in receiver.received:
             told = json.dumps(post.json)
             assert (OWNER in told) is not (STRANGER in told)
-    said = logged().casefold()
+    said = logged.getvalue().casefold()
     assert "delivery" in said
     assert OWNER.casefold() not in said and STRANGER.casefold() not in said
 
@@ -376,191 +333,7 @@ def test_every_reference_between_owned_rows_is_held_by_a_composite_key() -> None
 
 def test_every_table_belongs_to_a_user() -> None:
     ownerless = {table.name for table in db.metadata.sorted_tables if "user_id" not in table.columns}
-    assert ownerless == {"users"}
-
-
-# Tokens.
-
-
-# The library reads the wall clock; the app's stands still.
-AS_IS = {"verify_exp": False, "verify_iat": False}
-
-
-def bad_tokens(app: Flask, farm: Farm, clock: Clock) -> dict[str, str | None]:
-    """Authorization headers that must open nothing."""
-    key = app.extensions["parts"].settings.jwt_secret_key.get_secret_value()
-    good = jwt.decode(farm.token, key, algorithms=["HS256"], audience="access", options=AS_IS)
-    expires = int((clock() + timedelta(minutes=5)).timestamp())
-
-    def signed(by: str = key, algorithm: str = "HS256", **changes: Any) -> str:
-        claims = {name: value for name, value in (good | changes).items() if value is not ...}
-        return "Bearer " + jwt.encode(claims, by, algorithm)
-
-    def part(value: Any) -> str:
-        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
-
-    head, body, signature = farm.token.split(".")
-    stranger_id = Farm(app, "third@example.com").user["id"]
-    left = Farm(app, "left@example.com")
-    assert left.post("/api/auth/logout").status_code == 200
-    gone = Farm(app, "gone@example.com")
-    with app.app_context():
-        db.session.execute(sa.delete(User).where(User.id == gone.user["id"]))
-        db.session.commit()
-    assert farm.call("GET", "/api/auth/user", headers={"Authorization": signed(exp=expires)}).status_code == 200
-    return {
-        "none": None,
-        "empty": "",
-        "no token": "Bearer ",
-        "other scheme": f"Basic {farm.token}",
-        "no scheme": farm.token,
-        "garbage": "Bearer garbage",
-        "not ASCII": "Bearer ü.ü.ü",
-        "two": f"Bearer {farm.token} {farm.token}",
-        "cut off": f"Bearer {farm.token[:-4]}",
-        "expired": signed(exp=int(clock().timestamp())),
-        "refresh": f"Bearer {farm.refresh_token}",
-        "other key": signed(by="k" * 44),
-        "alg none": f"Bearer {part({'alg': 'none', 'typ': 'JWT'})}.{body}.",
-        "alg None with a signature": f"Bearer {part({'alg': 'None', 'typ': 'JWT'})}.{body}.{signature}",
-        "other algorithm": signed(algorithm="HS512"),
-        "other issuer": signed(iss="somebody"),
-        "other audience": signed(aud="mail"),
-        "body of another": f"Bearer {head}.{part(good | {'sub': str(stranger_id)})}.{signature}",
-        "another's sub": signed(sub=str(stranger_id)),
-        "sub is no number": signed(sub="me"),
-        "unknown family": signed(fid="0" * 32),
-        "family is a list": signed(fid=[good["fid"]]),
-        "exp is no number": signed(exp="soon"),
-        "exp is not a number": signed(exp=float("nan")),
-        **{f"without {name}": signed(**{name: ...}) for name in ("exp", "iat", "sub", "jti", "iss", "aud", "fid")},
-        "nested deep": f"Bearer {'W1tb' * 20_000}.e30.x",
-        "logged out": f"Bearer {left.token}",
-        "deleted account": f"Bearer {gone.token}",
-    }
-
-
-@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
-def test_every_route_but_the_listed_ones_needs_a_good_token(app: Flask, farm: Farm, clock: Clock) -> None:
-    client, faults, shapes = app.test_client(), [], set()
-    tokens = bad_tokens(app, farm, clock)
-    for rule, method in private_rules(app):
-        path = path_of(rule, dict.fromkeys(rule.arguments, 1))
-        for name, header in tokens.items():
-            answer = client.open(path, method=method, headers={} if header is None else {"Authorization": header})
-            if answer.status_code != 401 or answer.headers.get("WWW-Authenticate") != "Bearer":
-                faults.append(f"{method} {rule} with {name}: {answer.status_code} {answer.text[:100]}")
-            shapes.add(tuple(answer.json or ()))
-    assert faults == []
-    assert shapes == {("error", "code")}
-
-
-def test_the_listed_routes_need_none(app: Flask) -> None:
-    listed = {(str(rule), method) for rule, method in rules(app)} & PUBLIC
-    assert listed == PUBLIC
-    client = app.test_client()
-    for path, method in PUBLIC:
-        answer = client.open(path.replace("<asset>", "page.js"), method=method)
-        assert answer.status_code != 401 or answer.json["code"] == "etsy_login_gone", (path, answer.text)
-
-
-def test_no_rule_answers_options_by_a_view_of_its_own(app: Flask) -> None:
-    """OPTIONS passes the guard, for browsers ask before they send a token: it must never reach a view."""
-    for rule in app.url_map.iter_rules():
-        assert rule.provide_automatic_options or "OPTIONS" not in (rule.methods or ()), rule
-
-
-def test_a_new_route_is_closed_by_default(tmp_path: Any, database_url: str) -> None:
-    app = create_app(settings_for(database_url, tmp_path), clock=Clock())
-    app.test_client_class = OutsideClient
-    app.add_url_rule("/api/new", "new", lambda: {"open": True})
-    app.add_url_rule("/health/new", "probes.get_new", lambda: {"open": True}, methods=["GET", "POST"])
-    client = app.test_client()
-    assert client.get("/api/new").status_code == 401
-    assert client.post("/health/new").status_code == 401
-    assert {(str(rule), method) for rule, method in private_rules(app)} >= {("/api/new", "GET"), ("/health/new", "POST")}
-    with app.app_context():
-        db.engine.dispose()
-
-
-# Secrets.
-
-
-def test_secrets_never_leave(app: Flask, document: ApiDocument, farm: Farm, logged: Callable[[], str]) -> None:
-    whole = fill(farm, OWNER)
-    pair = app.test_client().post("/api/auth/refresh", json={"refresh_token": farm.refresh_token}).json
-    farm.token = pair["token"]
-    settings = app.extensions["parts"].settings
-    keys = [settings.secret_key, settings.jwt_secret_key, settings.encryption_keys]
-    hidden = [PASSWORD, whole.access_code, whole.cloud_token, whole.webhook_secret, farm.refresh_token]
-    hidden += [pair["token"], pair["refresh_token"], *(key.get_secret_value() for key in keys)]
-    answers = []
-    for rule, method in private_rules(app):
-        path = path_of(rule, own_ids(rule, method, whole))
-        if method == "GET":
-            answers.append(farm.get(path))
-        elif method == "PUT":
-            answers.append(farm.put(path, {}))
-            answers.append(farm.put(path, {"no_such_field": 1}))
-    assert len(answers) > 20
-    texts = [answer.text + str(answer.headers) for answer in answers]
-    stored = json.dumps(dump(app), default=str)
-    with app.app_context():
-        path = db.engine.url.database
-        if db.engine.dialect.name == "sqlite" and path:
-            db.session.execute(sa.text("PRAGMA wal_checkpoint"))
-            for name in (path, f"{path}-wal"):
-                with open(name, "rb") as file:
-                    stored += file.read().decode("latin-1")
-    said = logged()
-    for secret in hidden:
-        assert not any(secret in text for text in texts)
-        assert secret not in stored and secret not in said
-    assert OWNER in stored
-
-
-def test_the_log_of_a_failed_statement_holds_none_of_its_values(app: Flask, logged: Callable[[], str]) -> None:
-    """A fault of the database's own, with a password's hash and an address among the statement's values."""
-    with app.app_context():
-        engine = db.engine
-
-    def break_it(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> Any:
-        return (statement.replace("INSERT INTO users", "INSERT INTO no_users"), parameters)
-
-    event.listen(engine, "before_cursor_execute", break_it, retval=True)
-    try:
-        body = {"email": f"{OWNER}@example.com", "password": PASSWORD}
-        answer = app.test_client().post("/api/auth/register", json=body)
-    finally:
-        event.remove(engine, "before_cursor_execute", break_it)
-    assert answer.status_code in (500, 503)
-    said = (logged() + answer.text).casefold()
-    assert "error" in said
-    assert OWNER.casefold() not in said and "argon2" not in said and PASSWORD not in said
-
-
-def test_what_is_sealed_opens_for_its_own_row_alone(app: Flask, both: tuple[WholeFarm, WholeFarm]) -> None:
-    """A ciphertext copied from one account's row to another's is worth nothing there."""
-    owner, stranger = both
-    with app.app_context():
-        vault = app.extensions["parts"].vault
-        connections = db.metadata.tables["printer_connections"]
-        rows = {
-            row.user_id: row
-            for row in db.session.execute(
-                sa.select(connections).where(connections.c.id.in_([owner.connection_id, stranger.connection_id]))
-            )
-        }
-        mine, theirs = rows[owner.farm.user["id"]], rows[stranger.farm.user["id"]]
-
-        def label(row: Any) -> str:
-            return f"printer_connections.access_code:{row.user_id}:{row.printer_id}"
-
-        assert vault.open(mine.access_code_sealed, label(mine)) == owner.access_code
-        from vault import SealBroken
-
-        with pytest.raises(SealBroken):
-            vault.open(mine.access_code_sealed, label(theirs))
+    assert ownerless == {"users"} | SHARED
 
 
 def test_an_id_that_no_row_can_have_is_no_address(farm: Farm) -> None:
@@ -575,5 +348,19 @@ def test_families_of_all_accounts_are_apart(app: Flask, farm: Farm, stranger: Fa
     farm.post("/api/auth/logout")
     assert stranger.get("/api/auth/user").json["email"] == "stranger@example.com"
     with app.app_context():
-        revoked = db.session.execute(sa.select(TokenFamily.user_id).where(TokenFamily.revoked_at.is_not(None))).scalars()
+        revoked = db.session.execute(
+            sa.select(TokenFamily.user_id).where(TokenFamily.revoked_at.is_not(None))
+        ).scalars()
         assert set(revoked) == {farm.user["id"]}
+
+
+def test_an_id_is_never_given_to_another_row(farm: Farm, stranger: Farm) -> None:
+    """Whoever still holds the id of a deleted row, a client or the worker's link, must not reach another with it."""
+    mine = fill(farm, OWNER)
+    assert farm.delete(f"/api/product-profiles/{mine.spare_profile_id}").status_code == 200
+    assert farm.delete(f"/api/print-files/{mine.spare_file_id}").status_code == 200
+    assert farm.delete(f"/api/printer-connections/{mine.spare_connection_id}").status_code == 200
+    theirs = fill(stranger, STRANGER)
+    assert theirs.profile_id > mine.spare_profile_id
+    assert theirs.file_id > mine.spare_file_id
+    assert theirs.connection_id > mine.spare_connection_id

@@ -1,4 +1,4 @@
-"""A farm with a row of everything in it, each text carrying its owner's mark, and what each operation takes as a body."""
+"""A farm with a row of everything, each text carrying its owner's mark, and what each operation takes as a body."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from werkzeug.routing import Rule
+
 from simulator import Plate, make_sliced_file
+from tests.api_document import path_of
 from tests.farm_builder import PASSWORD, Farm
 
 NEVER_USED_ID = 2**31 - 1
@@ -16,7 +19,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class WholeFarm:
-    """The ids of one account's rows. A `spare_` row may be deleted, a `deleted_` one is; `mark` stands in every text."""
+    """The ids of one account's rows. A `spare_` one may be deleted, a `deleted_` one is; `mark` is in every text."""
 
     farm: Farm
     mark: str
@@ -40,10 +43,16 @@ class WholeFarm:
     access_code: str
     cloud_token: str
 
-    def id_for(self, argument: str, method: str) -> int:
-        """The id for a path's argument of that name. Raises AttributeError for a name that is new here."""
-        found: int = getattr(self, f"spare_{argument}" if method == "DELETE" else argument)
-        return found
+    def ids_for(self, rule: Rule, method: str) -> dict[str, int]:
+        """The ids of a rule's path; to delete, spare ones. Raises AttributeError for an argument that is new here."""
+        return {
+            argument: getattr(self, f"spare_{argument}" if method == "DELETE" else argument)
+            for argument in rule.arguments
+        }
+
+    def path(self, rule: Rule, method: str) -> str:
+        """A rule's path to rows of this account."""
+        return path_of(rule, self.ids_for(rule, method))
 
     def row_named(self, reference: str) -> int:
         """The id for a body's or query's field of that name. Raises KeyError for a name that is new here."""

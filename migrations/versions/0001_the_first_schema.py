@@ -6,6 +6,7 @@ Follows:
 
 import sqlalchemy as sa
 from alembic import op
+
 import columns
 
 revision = "0001"
