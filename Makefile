@@ -34,7 +34,7 @@ $(STAMP): requirements.txt requirements-dev.txt
 	@touch $@
 
 serve: $(STAMP) ## Run the whole farm in one process for development, on http://127.0.0.1:5000
-	FLASK_ENV=development $(PY) app.py
+	FLASK_ENV=development AUTO_DB_CREATE=1 $(PY) app.py
 
 demo: $(STAMP) ## From an Etsy order to a finished print, simulated (ONCE=1 ends after one round)
 	$(PY) demo.py $(if $(filter-out 0,$(ONCE)),--once)

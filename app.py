@@ -15,7 +15,6 @@ import requests
 import structlog
 from flask import Flask, Response, request
 from flask_cors import CORS
-from flask_smorest import Blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter
 from werkzeug.serving import make_server
@@ -38,7 +37,7 @@ from api import (
     product_profiles,
 )
 from api.context import Parts
-from api.reading import StrictParser
+from api.reading import Room
 from farm.materials import StageLimits
 from models import MAX_ID
 from settings import Settings, SettingsError
@@ -46,7 +45,7 @@ from vault import Vault
 
 Clock = Callable[[], datetime]
 
-ROOMS: tuple[Blueprint, ...] = (
+ROOMS: tuple[Room, ...] = (
     accounts.blueprint,
     etsy_login.blueprint,
     printers.blueprint,
@@ -86,11 +85,23 @@ SECURITY_HEADERS = {
 }
 
 
-class IdConverter(IntegerConverter):
-    """The id of a row: what no database could hold is no address of ours."""
+def _digits_up_to(limit: int) -> str:
+    """A pattern of the numbers from 1 to `limit`, without leading zeros."""
+    text = str(limit)
+    shorter = f"[1-9][0-9]{{0,{len(text) - 2}}}"
+    smaller = [
+        f"{text[:place]}[{'1' if place == 0 else '0'}-{int(digit) - 1}][0-9]{{{len(text) - place - 1}}}"
+        for place, digit in enumerate(text)
+        if int(digit) > (1 if place == 0 else 0)
+    ]
+    return "(?:" + "|".join([shorter, *smaller, text]) + ")"
 
-    def __init__(self, map: object) -> None:
-        super().__init__(map, min=1, max=MAX_ID)  # type: ignore[arg-type]
+
+class IdConverter(IntegerConverter):
+    """The id of a row: what no database could hold is no address of ours. In the pattern itself, since a bound that is
+    checked after the match makes werkzeug answer 405 instead of 404."""
+
+    regex = _digits_up_to(MAX_ID)
 
 
 def utc_now() -> datetime:
@@ -116,6 +127,8 @@ def create_app(
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
     )
     app.url_map.converters["id"] = IdConverter
+    # Else a doubled slash would be a redirect to whatever Host the client named.
+    app.url_map.merge_slashes = False
     app.extensions["clock"] = clock
     app.extensions["parts"] = Parts(
         settings=settings,
@@ -142,7 +155,6 @@ def _register_rooms(app: Flask) -> None:
     api.register_converter(IdConverter, lambda converter: {"type": "integer", "minimum": 1, "maximum": MAX_ID})
     app.extensions["api"] = api
     for room in ROOMS:
-        room.ARGUMENTS_PARSER = StrictParser()
         api.register_blueprint(room)
     app.register_blueprint(docs.blueprint)
     public = {

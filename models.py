@@ -800,3 +800,9 @@ class IdempotencyKey(db.Model):
     answer_status: Mapped[int | None]
     answer_body: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+for _table in METADATA.tables.values():
+    # SQLite gives the id of a deleted last row to the next one; whoever still holds it would reach another row.
+    if isinstance(_table.c.get("id", sa.Column()).type, sa.Integer):
+        _table.kwargs["sqlite_autoincrement"] = True

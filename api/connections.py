@@ -6,7 +6,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Response
-from flask_smorest import Blueprint
 from marshmallow import fields
 
 from api import context
@@ -15,12 +14,13 @@ from api.fields import Body, Moment, Num
 from api.lists import Columns, PageQuery, json_response, named_list
 from api.once import once
 from api.print_schemas import Deleted
+from api.reading import Room
 from auth import get_mine, mine
 from errors import Conflict
 from farm.live import LIVE_FOR, is_live
 from models import ConnectionStatus, ConnectionType, Printer, PrinterConnection, PrintStatus, ScheduledPrint, db
 
-blueprint = Blueprint(
+blueprint = Room(
     "printer connections", __name__, url_prefix="/api/printer-connections", description="How printers are reached"
 )
 

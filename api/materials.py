@@ -7,13 +7,13 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from flask import Response, g
-from flask_smorest import Blueprint
 from marshmallow import ValidationError, fields, validates_schema
 
 from api import context
 from api.fields import Body, Bool, Color, Moment, Num, Ranged, RangedNum, Text
 from api.lists import Columns, PageQuery, bare_list, currency_number, json_response, number
 from api.once import once
+from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Conflict
 from farm.materials import (
@@ -29,7 +29,7 @@ from farm.materials import (
 )
 from models import BambuMaterial, Printer, db, place_of, slot_of
 
-blueprint = Blueprint("materials", __name__, url_prefix="/api/bambu/materials", description="Spools on printers")
+blueprint = Room("materials", __name__, url_prefix="/api/bambu/materials", description="Spools on printers")
 
 
 def _finish(row: dict[str, Any]) -> None:

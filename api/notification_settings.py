@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from flask import Response
-from flask_smorest import Blueprint
 from marshmallow import ValidationError, fields
 
 from api import context
 from api.fields import Body, Bool, Moment, Text
 from api.lists import json_response
+from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from channels import new_webhook_secret
 from models import Printer, PrintNotification, db
 from notifications import DEFAULTS
 from webhook_target import check_webhook_url
 
-blueprint = Blueprint(
+blueprint = Room(
     "notifications", __name__, url_prefix="/api/bambu/notifications", description="Who is told what, printer by printer"
 )
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Response, g
-from flask_smorest import Blueprint
 from marshmallow import ValidationError, fields, validate
 
 import etsy_api
@@ -18,6 +17,7 @@ from api.fields import Body, Id, Moment, Num, Ranged, RangedNum, Text, Word
 from api.lists import Columns, PageQuery, Query, QueryInt, currency_number, json_response, page
 from api.once import once
 from api.print_schemas import PrintSchema, read_prints
+from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Conflict, Invalid, TooManyRequests, UpstreamFailed
 from etsy_client import EtsyError, RateLimited, ReconnectNeeded
@@ -33,9 +33,7 @@ from models import (
 )
 from vault import SealBroken
 
-blueprint = Blueprint(
-    "orders", __name__, url_prefix="/api/orders", description="Orders and the prints that fulfil them"
-)
+blueprint = Room("orders", __name__, url_prefix="/api/orders", description="Orders and the prints that fulfil them")
 
 
 def _finish_order(row: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Response, request
-from flask_smorest import Blueprint
 from flask_smorest.fields import Upload
 from marshmallow import fields
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,12 +15,13 @@ from api import context
 from api.fields import Body, Moment
 from api.lists import Columns, PageQuery, json_response, named_list
 from api.print_schemas import Deleted
+from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Conflict, Invalid, TooLarge
 from farm.print_files import FileTooLarge, NotPrintable, folder_of, store_print_file
 from models import OPEN_STATUSES, PrintFile, ProductProfile, ScheduledPrint, StartIntent, db
 
-blueprint = Blueprint("print files", __name__, url_prefix="/api/print-files", description="Sliced .gcode.3mf files")
+blueprint = Room("print files", __name__, url_prefix="/api/print-files", description="Sliced .gcode.3mf files")
 
 MULTIPART_OVERHEAD = 16 * 1024
 COLUMNS = Columns(PrintFile, "id", "file_name", "sha256", "size_bytes", "plates", "created_at")

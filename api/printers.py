@@ -8,7 +8,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Response
-from flask_smorest import Blueprint
 from marshmallow import fields
 
 from api import context
@@ -17,6 +16,7 @@ from api.fields import Body, Bool, Id, Moment, Num, Text
 from api.lists import PageQuery, json_response
 from api.once import once
 from api.print_schemas import Deleted
+from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Conflict
 from farm.live import is_live
@@ -31,7 +31,7 @@ from models import (
     db,
 )
 
-blueprint = Blueprint("printers", __name__, url_prefix="/api/printers", description="The user's printers")
+blueprint = Room("printers", __name__, url_prefix="/api/printers", description="The user's printers")
 
 UTILIZATION_WINDOW = timedelta(days=7)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Response
-from flask_smorest import Blueprint
 
 from api import context, printer_commands
 from api.lists import Listing, PageQuery, bare_list, bare_page, json_response
@@ -29,6 +28,7 @@ from api.print_schemas import (
     PrintsQuery,
     read_prints,
 )
+from api.reading import Room
 from auth import current_user_id, get_mine, mine, mine_prepared
 from errors import Conflict, Invalid, NotFound, UpstreamFailed
 from etsy_api import add_prints
@@ -57,7 +57,7 @@ from models import (
     db,
 )
 
-blueprint = Blueprint(
+blueprint = Room(
     "scheduled prints", __name__, url_prefix="/api/bambu/scheduled-prints", description="The queue of each printer"
 )
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from flask import Response
-from flask_smorest import Blueprint
 from marshmallow import fields
 
 from api.fields import Body
 from api.lists import json_response
+from api.reading import Room
 from errors import Unavailable
 from models import Delivery, PrinterConnection, ScheduledPrint, db
 
-blueprint = Blueprint("probes", __name__, description="For monitoring")
+blueprint = Room("probes", __name__, description="For monitoring")
 
 HEALTHY = b'{"status":"healthy"}'
 

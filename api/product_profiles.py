@@ -6,7 +6,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Response
-from flask_smorest import Blueprint
 from marshmallow import fields
 
 from api import context
@@ -15,11 +14,12 @@ from api.lists import Columns, PageQuery, json_response, named_list
 from api.once import once
 from api.orders import OptionsField
 from api.print_schemas import Deleted
+from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Invalid
 from models import OrderItem, PrintFile, ProductProfile, db
 
-blueprint = Blueprint(
+blueprint = Room(
     "product profiles", __name__, url_prefix="/api/product-profiles", description="How the shop's products are printed"
 )
 

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FRESH_FOR = timedelta(seconds=10)
-READY_STATES = (PrinterActivity.idle, PrinterActivity.finished)
+# After a failure too: the plate is occupied then, and the person who clears it has seen what failed.
+READY_STATES = (PrinterActivity.idle, PrinterActivity.finished, PrinterActivity.failed)
 FIRST_SUBMISSION_ID = 100_000
 UNSHIPPABLE = (OrderStatus.canceled, OrderStatus.refunded)
 

@@ -1,20 +1,23 @@
-"""Printers to test against: MQTT over TLS and implicit FTPS in this process, in the shapes of real Bambu Lab printers.
+"""Printers to test against: MQTT over TLS, implicit FTPS and SSDP in this process, shaped like real Bambu Lab printers.
 
 Never ships with the application.
 """
 
 from simulator.certificates import Authority, shared_authority
-from simulator.faults import Faults
+from simulator.faults import Faults, StorageFaults
 from simulator.machine import Machine
 from simulator.printer import SimulatedPrinter
 from simulator.printer_models import AmsKind, PrinterModel, find_model, models
 from simulator.records import CommandRecord, ConnectionRecord, NotReadyError, StartRecord
+from simulator.replay import Replay, ReplayEvent
 from simulator.sliced_file import Plate, make_sliced_file, make_unsliced_project
 from simulator.spools import AmsUnit, Spool
+from simulator.ssdp import Announcer
 
 __all__ = [
     "AmsKind",
     "AmsUnit",
+    "Announcer",
     "Authority",
     "CommandRecord",
     "ConnectionRecord",
@@ -23,9 +26,12 @@ __all__ = [
     "NotReadyError",
     "Plate",
     "PrinterModel",
+    "Replay",
+    "ReplayEvent",
     "SimulatedPrinter",
     "Spool",
     "StartRecord",
+    "StorageFaults",
     "find_model",
     "make_sliced_file",
     "make_unsliced_project",

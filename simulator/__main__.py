@@ -7,10 +7,15 @@ import contextlib
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 
 from simulator.printer import SimulatedPrinter
 from simulator.printer_models import find_model, models
+from simulator.replay import Replay
+from simulator.ssdp import EVERYBODY, SSDP_PORT, Announcer
+
+_LOOK_AGAIN_SECONDS = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,10 +27,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speed", type=float, default=1.0, help="simulated seconds per real second (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same printers")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="say what was captured in FILE, from when somebody listens; the model is the captured one unless given",
+    )
+    parser.add_argument(
+        "--announce",
+        nargs="?",
+        const=f"{EVERYBODY}:{SSDP_PORT}",
+        metavar="ADDRESS[:PORT]",
+        help=f"be found by SSDP; without an address by everybody on the network, UDP port {SSDP_PORT}",
+    )
     chosen = parser.parse_args(arguments)
     try:
-        wanted = [find_model(name) for name in chosen.model or ["P1S"]]
-    except ValueError as problem:
+        replay = Replay.read(chosen.replay) if chosen.replay is not None else None
+        captured = replay.model if replay is not None else None
+        wanted = [find_model(name) for name in chosen.model or [captured or "P1S"]]
+        receiver = _receiver(chosen.announce) if chosen.announce is not None else None
+    except (OSError, ValueError) as problem:
         parser.error(str(problem))
     chance = Random(chosen.seed)
     stopped = threading.Event()
@@ -41,9 +62,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 serial, access_code, model.name, host=chosen.host, speed=chosen.speed, seed=chosen.seed + position
             )
             printers.append(stack.enter_context(printer))
+            if receiver is not None:
+                stack.enter_context(Announcer(printer, to=receiver))
         print_table(printers)
-        stopped.wait()
+        waiting = list(printers) if replay is not None else []
+        while not stopped.wait(_LOOK_AGAIN_SECONDS if waiting else None):
+            for printer in [printer for printer in waiting if printer.has_listeners]:
+                assert replay is not None
+                printer.replay(replay)
+                waiting.remove(printer)
     return 0
+
+
+def _receiver(text: str) -> tuple[str, int]:
+    """Raises ValueError."""
+    address, _, port = text.partition(":")
+    if port and not port.isdecimal():
+        raise ValueError(f"{text!r} is no ADDRESS:PORT")
+    return address, int(port or SSDP_PORT)
 
 
 def print_table(printers: Sequence[SimulatedPrinter]) -> None:

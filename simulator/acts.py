@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from simulator.aftermath import leave_file
 from simulator.printer_models import AmsKind
 from simulator.records import NotReadyError, StartRecord
 from simulator.runout import SLOT_EMPTY, slot_error
@@ -232,7 +233,7 @@ def _project_file(machine: Machine, body: dict[str, Any], heard_at: datetime | N
         machine.last_start = (path_of(body.get("url")), body["param"])
     if faults.silent_refusal:
         record_start(machine, body, heard_at, "ignored")
-        machine.leave_file()
+        leave_file(machine)
         return SILENCE
     try:
         if faults.refuse_start is not None:
@@ -243,7 +244,7 @@ def _project_file(machine: Machine, body: dict[str, Any], heard_at: datetime | N
         if refusal.code == BUSY and (machine.model.busy_start_cancels or faults.busy_start_cancels):
             machine.stop()
         machine.print_error = refusal.code
-        machine.leave_file()
+        leave_file(machine)
         return refused(refusal.reason, refusal.code)
     record_start(machine, body, heard_at, "accepted")
     machine.accept(request)

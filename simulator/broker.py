@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -14,12 +15,16 @@ from typing import Any
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext
+from amqtt.mqtt.publish import PublishPacket
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import ApplicationMessage, Session
 
+from simulator.faults import Faults
 from simulator.records import ConnectionRecord
 
 USER = "bblp"
+_LOOK_AGAIN_SECONDS = 0.02
+_SERVER_UNAVAILABLE = b"\x20\x02\x00\x03"
 
 
 class LoopThread:
@@ -47,11 +52,54 @@ class LoopThread:
 
 @dataclass(frozen=True)
 class Door:
-    """What a broker asks its printer: may one more connection in beside so many, what to do with a request."""
+    """What a broker has of its printer: the faults it may have, what to do with a request."""
 
-    lets_in: Callable[[int], bool]
+    faults: Faults
     hears: Callable[[bytes], Awaitable[None]]
     drops_request_subscribers: bool
+
+
+@dataclass
+class Connection:
+    """One TLS connection to the printer. Once abandoned nobody reads, writes or closes it."""
+
+    writer: asyncio.StreamWriter
+    faults: Faults
+    abandoned: bool = False
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.abandoned or self.faults.black_hole
+
+
+class StuckReader(StreamReaderAdapter):  # type: ignore[misc]
+    """What arrives while the connection is stuck waits until it is not."""
+
+    def __init__(self, reader: asyncio.StreamReader, connection: Connection) -> None:
+        super().__init__(reader)
+        self._connection = connection
+
+    async def read(self, n: int = -1) -> bytes:
+        data: bytes = await super().read(n)
+        while self._connection.is_stuck:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        return data
+
+
+class StuckWriter(StreamWriterAdapter):  # type: ignore[misc]
+    """What is said while the connection is stuck is lost: amqtt writes packet by packet, so none is cut."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection.writer)
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        if not self._connection.is_stuck:
+            super().write(data)
+
+    async def close(self) -> None:
+        if not self._connection.is_stuck:
+            await super().close()
 
 
 class PrinterBroker:
@@ -64,27 +112,44 @@ class PrinterBroker:
         self.door = door
         self.connections: list[ConnectionRecord] = []
         self._logins: dict[tuple[str, int], ConnectionRecord] = {}
-        self._writers: dict[tuple[str, int], asyncio.StreamWriter] = {}
+        self._connections: dict[tuple[str, int], Connection] = {}
+        self._abandoned: list[Connection] = []
+        self._swallowed: list[socket.socket] = []
         self._broker: Broker | None = None
-        self._server: asyncio.Server | None = None
+        self._doorman: asyncio.Task[None] | None = None
+        self._greetings: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int, context: ssl.SSLContext) -> int:
-        """Listens; returns the real port."""
+        """Listens; returns the real port. Raises OSError if the port is taken."""
+        listening = socket.create_server((host, port), backlog=100)
+        listening.setblocking(False)
         self._broker = Broker(
             {"listeners": {"default": {"type": "external"}}, "plugins": {f"{__name__}.Doorkeeper": {"house": self}}},
             loop=asyncio.get_running_loop(),
         )
         await self._broker.start()
-        self._server = await asyncio.start_server(self._accept, host, port, ssl=context, backlog=100)
-        return int(self._server.sockets[0].getsockname()[1])
+        self._doorman = asyncio.create_task(self._accept_all(listening, context))
+        return int(listening.getsockname()[1])
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        """Nobody listens any more and every connection but the abandoned ones is gone."""
+        greetings = [task for task in (self._doorman, *self._greetings) if task is not None]
+        for task in greetings:
+            task.cancel()
+        await asyncio.gather(*greetings, return_exceptions=True)
+        for swallowed in self._swallowed:
+            swallowed.close()
+        self._swallowed.clear()
         self.cut_all()
         if self._broker is not None:
             await self._broker.shutdown()
-        self._server = self._broker = None
+        self._doorman = self._broker = None
+
+    def bury(self) -> None:
+        """Closes the connections that were abandoned."""
+        for connection in self._abandoned:
+            connection.writer.transport.abort()
+        self._abandoned.clear()
 
     @property
     def has_subscribers(self) -> bool:
@@ -96,8 +161,24 @@ class PrinterBroker:
 
     def cut_all(self) -> None:
         """Ends every connection without a DISCONNECT."""
-        for writer in list(self._writers.values()):
-            writer.transport.abort()
+        for connection in self._connections.values():
+            if not connection.abandoned:
+                connection.writer.transport.abort()
+
+    def abandon_all(self) -> None:
+        """Leaves every connection open and unattended; a connection counts no more then."""
+        for connection in self._connections.values():
+            connection.abandoned = True
+        self._abandoned += self._connections.values()
+        self._connections.clear()
+
+    def break_off_all(self) -> None:
+        """Ends every connection after the first half of a report's packet."""
+        packet = PublishPacket.build(self.report_topic, b'{"print": {"command": "push_status"}}', None, False, 0, False)
+        data = bytes(packet.to_bytes())
+        for connection in self._connections.values():
+            connection.writer.write(data[: len(data) // 2])
+            connection.writer.close()
 
     def admit(self, session: Session) -> bool:
         """Called at CONNECT; a refusal becomes CONNACK 5."""
@@ -110,9 +191,9 @@ class PrinterBroker:
 
     def permit(self, session: Session, topic: str, action: Action) -> bool:
         if action is Action.SUBSCRIBE and topic == self.request_topic and self.door.drops_request_subscribers:
-            writer = self._writers.get((session.remote_address or "", session.remote_port or 0))
-            if writer is not None:
-                writer.transport.abort()
+            connection = self._connections.get((session.remote_address or "", session.remote_port or 0))
+            if connection is not None:
+                connection.writer.transport.abort()
             return False
         return bool(action is not Action.PUBLISH or topic == self.request_topic)
 
@@ -120,24 +201,64 @@ class PrinterBroker:
         if topic == self.request_topic:
             await self.door.hears(payload)
 
+    async def _accept_all(self, listening: socket.socket, context: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    incoming, _ = await loop.sock_accept(listening)
+                except OSError:
+                    # The process has no socket left; the client waits in the queue.
+                    await asyncio.sleep(1.0)
+                    continue
+                if self.door.faults.black_hole:
+                    self._swallowed.append(incoming)
+                    continue
+                greeting = loop.create_task(self._greet(incoming, context))
+                self._greetings.add(greeting)
+                greeting.add_done_callback(self._greetings.discard)
+
+    async def _greet(self, incoming: socket.socket, context: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        # A handshake that fails is the client's affair.
+        with contextlib.suppress(OSError):
+            await loop.connect_accepted_socket(
+                lambda: asyncio.StreamReaderProtocol(reader, self._accept, loop=loop), incoming, ssl=context
+            )
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
-        if self._broker is None or peer is None or not self.door.lets_in(len(self._writers)):
+        if self._broker is None or peer is None:
             writer.transport.abort()
             return
+        if not self.door.faults.lets_in(len(self._connections)):
+            await self._turn_away(reader, writer)
+            return
         key = (peer[0], peer[1])
-        self._writers[key] = writer
+        connection = Connection(writer, self.door.faults)
+        self._connections[key] = connection
         try:
             # A client that vanishes mid-packet surfaces here as an OSError; the connection is over either way.
             with contextlib.suppress(OSError):
                 await self._broker.external_connected(
-                    StreamReaderAdapter(reader), StreamWriterAdapter(writer), "default"
+                    StuckReader(reader, connection), StuckWriter(connection), "default"
                 )
         finally:
-            del self._writers[key]
             record = self._logins.pop(key, None)
             if record is not None:
                 record.ended_at = datetime.now(UTC)
+            if not connection.abandoned:
+                del self._connections[key]
+                writer.transport.abort()
+
+    async def _turn_away(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.door.faults.limit_answer == "server unavailable":
+            # CONNECT comes in one record; what it says does not matter.
+            await reader.read(65536)
+            writer.write(_SERVER_UNAVAILABLE)
+            writer.close()
+        else:
             writer.transport.abort()
 
 

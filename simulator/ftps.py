@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +20,8 @@ from pyftpdlib.handlers import TLS_DTPHandler, TLS_FTPHandler
 from pyftpdlib.ioloop import AsyncChat, IOLoop
 from pyftpdlib.servers import FTPServer
 
+from simulator.faults import Faults
+
 # Without a handler of its own pyftpdlib sets up logging to the screen for everybody.
 logging.getLogger("pyftpdlib").addHandler(logging.NullHandler())
 
@@ -25,6 +30,32 @@ _not_spoken = ("REST", "APPE", "MLSD", "MLST", "PORT", "EPRT", "STOU", "AUTH")
 
 class DataChannel(TLS_DTPHandler):  # type: ignore[misc]
     """Printers refuse a data channel that does not resume the TLS session of its control channel."""
+
+    closing_reply = ""
+    _pause: Any = None
+    _resp: tuple[Any, ...]
+
+    def recv(self, buffer_size: int) -> bytes:
+        chunk: bytes = super().recv(buffer_size)
+        faults = self.cmd_channel.faults.storage
+        if faults.drop_after_bytes is not None and self.tot_bytes_received + len(chunk) >= faults.drop_after_bytes:
+            # What has come is still written.
+            self.ioloop.call_later(0, self.cmd_channel.close)
+        elif chunk and faults.bytes_per_second is not None:
+            self.del_channel()
+            self._pause = self.ioloop.call_later(len(chunk) / faults.bytes_per_second, self._go_on)
+        return chunk
+
+    def _go_on(self) -> None:
+        self.add_channel(events=self.ioloop.READ)
+
+    def close(self) -> None:
+        if self._pause is not None and not self._pause.cancelled:
+            self._pause.cancel()
+        if self.receive and self._resp:
+            # It is for the control channel to give, once the file is closed.
+            self.closing_reply, self._resp = self._resp[0], ()
+        super().close()
 
     def handle_ssl_established(self) -> None:
         super().handle_ssl_established()
@@ -43,14 +74,75 @@ class ControlChannel(TLS_FTPHandler):  # type: ignore[misc]
     auth_failed_timeout = 0.05
     use_sendfile = False
     needs_session_reuse = True
+    faults: Faults
     may_write: Callable[[], bool]
+    _unattended: socket.socket | None = None
     proto_cmds = {name: row for name, row in TLS_FTPHandler.proto_cmds.items() if name not in _not_spoken}
 
     def handle(self) -> None:
-        self.secure_connection(self.ssl_context)
+        if not self.faults.storage.black_hole:
+            self.secure_connection(self.ssl_context)
+
+    def collect_incoming_data(self, data: bytes) -> None:
+        # In a black hole there is no TLS: what comes is a greeting that nobody answers.
+        if self._ssl_requested:
+            super().collect_incoming_data(data)
+
+    def found_terminator(self) -> None:
+        if self._ssl_requested:
+            super().found_terminator()
 
     def handle_ssl_established(self) -> None:
         super().handle()
+
+    def process_command(self, cmd: str, *arguments: Any, **options: Any) -> None:
+        reply = self.faults.storage.refuse.get(cmd)
+        if reply is None:
+            super().process_command(cmd, *arguments, **options)
+        else:
+            self.respond(reply)
+
+    def ftp_PASV(self, line: str) -> None:
+        if not (self._prot and self.faults.storage.hangs_on_encrypted_data):
+            super().ftp_PASV(line)
+            return
+        # The client gets its TCP connection, and nobody ever takes it.
+        self._leave_unattended()
+        host = self.socket.getsockname()[0]
+        self._unattended = socket.create_server((host, 0))
+        high, low = divmod(self._unattended.getsockname()[1], 256)
+        self.respond(f"227 Entering passive mode ({host.replace('.', ',')},{high},{low}).")
+
+    def _leave_unattended(self) -> None:
+        if self._unattended is not None:
+            self._unattended.close()
+
+    def close(self) -> None:
+        self._leave_unattended()
+        super().close()
+
+    def on_file_received(self, file: str) -> None:
+        self._end_upload(file)
+
+    def on_incomplete_file_received(self, file: str) -> None:
+        self._end_upload(file)
+
+    def _end_upload(self, file: str) -> None:
+        faults = self.faults.storage
+        if faults.keep_bytes is not None and faults.keep_bytes < os.path.getsize(file):
+            os.truncate(file, faults.keep_bytes)
+        if self.faults.clock_off_seconds:
+            shown = time.time() + self.faults.clock_off_seconds
+            os.utime(file, (shown, shown))
+        reply = faults.closing_reply or self.data_channel.closing_reply
+        if faults.closing_reply_after_seconds == 0:
+            self._close_upload(reply)
+        elif math.isfinite(faults.closing_reply_after_seconds):
+            self.ioloop.call_later(faults.closing_reply_after_seconds, lambda: self._close_upload(reply))
+
+    def _close_upload(self, reply: str) -> None:
+        if self.connected and reply:
+            self.respond(reply)
 
     def ftp_STOR(self, file: str, mode: str = "w") -> Any:
         if not type(self).may_write():
@@ -111,10 +203,17 @@ class FtpsServer:
     """One printer's storage over FTPS. `files` is the root; `may_write` False answers STOR with 553."""
 
     def __init__(
-        self, files: Path, access_code: str, may_write: Callable[[], bool], *, needs_session_reuse: bool
+        self,
+        files: Path,
+        access_code: str,
+        faults: Faults,
+        may_write: Callable[[], bool],
+        *,
+        needs_session_reuse: bool,
     ) -> None:
         self._files = files
         self._access_code = access_code
+        self._faults = faults
         self._may_write = may_write
         self._needs_session_reuse = needs_session_reuse
         self._server: FTPServer | None = None
@@ -133,6 +232,7 @@ class FtpsServer:
         settings = {
             "ssl_context": context,
             "authorizer": authorizer,
+            "faults": self._faults,
             "may_write": staticmethod(self._may_write),
             "needs_session_reuse": self._needs_session_reuse,
         }

@@ -5,17 +5,18 @@ Two machines made alike and advanced alike give identical reports, however the t
 
 from __future__ import annotations
 
-import contextlib
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from random import Random
 from typing import Any, BinaryIO
 
 from simulator import commands, reports
+from simulator.aftermath import after_power_cut, leave_file
 from simulator.faults import Faults, is_report
 from simulator.heater import Heater
+from simulator.outbox import Outbox
 from simulator.plate_reader import SlicedFilament, SlicedPlate, UnreadableFileError
 from simulator.printer_models import PrinterModel, find_model
 from simulator.records import CommandRecord, NotReadyError, StartRecord
@@ -104,7 +105,7 @@ class Machine:
     def _boot(self) -> None:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._due_count = 0
-        self._overdue: list[dict[str, Any]] = []
+        self.outbox = Outbox(self.faults, self.later)
         self._replayed: dict[str, Any] | None = None
         self.tags_read_at: dict[Address, float] = {}
         self.run: Run | None = None
@@ -277,7 +278,7 @@ class Machine:
         if self.run is run:
             self.run = None
             self.print_error = code
-            self.leave_file()
+            leave_file(self)
 
     def _begin(self, run: Run) -> None:
         if self.run is not run:
@@ -341,18 +342,7 @@ class Machine:
         for heater in (self.nozzle, self.bed, self.chamber):
             heater.set_target(0.0, self.now)
         self.chamber_target = 0.0
-        self.leave_file()
-
-    def leave_file(self) -> None:
-        """The file last asked for lies there, and may start by itself."""
-        seconds = self.faults.left_file_starts_after_seconds
-        if seconds is not None and self.last_start is not None:
-            self.later(seconds, partial(self._start_left_file, *self.last_start))
-
-    def _start_left_file(self, path: str, param: str) -> None:
-        if not self.busy:
-            with contextlib.suppress(FileNotFoundError, UnreadableFileError):
-                self.accept(request_from_card(self, path, param))
+        leave_file(self)
 
     def pause(self) -> None:
         """Raises NotReadyError unless a print has begun and is not paused."""
@@ -412,18 +402,13 @@ class Machine:
         """Off and on again: whatever was printing is gone, and nothing says so."""
         interrupted = self.run
         self._boot()
-        seconds = self.faults.recover_after_seconds
-        if seconds is not None and interrupted is not None and interrupted.phase is not Phase.ACCEPTED:
-            self.later(seconds, partial(self._recover, interrupted))
-        else:
-            self.leave_file()
+        after_power_cut(self, interrupted)
 
-    def _recover(self, run: Run) -> None:
-        if not self.busy:
-            run.phase, run.warmed_seconds, run.paused = Phase.ACCEPTED, 0.0, False
-            self._take_on(run)
-            self._begin(run)
-            self._show_progress(run)
+    def go_on(self, run: Run) -> None:
+        """Takes up a print that was interrupted, from warming up on."""
+        self._take_on(run)
+        self._begin(run)
+        self._show_progress(run)
 
     def play(self, replay: Replay) -> None:
         """From now on the printer says what was captured and nothing of its own, and obeys nobody, until power-off.
@@ -439,7 +424,7 @@ class Machine:
     def _say_again(self, message: dict[str, Any]) -> None:
         if self._replayed is not None and is_report(message):
             self._replayed = laid_over(self._replayed, message["print"])
-        self._overdue += self.let_out([message])
+        self.outbox.put(message)
 
     @property
     def is_replaying(self) -> bool:
@@ -447,25 +432,7 @@ class Machine:
 
     def handle(self, message: Any, heard_at: datetime | None = None) -> list[dict[str, Any]]:
         """What the printer answers at once to one message of the request topic; what it cannot read it ignores."""
-        return self.let_out(commands.answer(self, message, heard_at))
-
-    def let_out(self, messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What the faults leave of these messages for now; what they hold back is overdue later."""
-        at_once: list[dict[str, Any]] = []
-        for message in messages:
-            copies = [message] * self.faults.copies_of(message)
-            delay = self.faults.delay_of(message)
-            if delay > 0 and copies:
-                self.later(delay, partial(self._overdue.extend, copies))
-            else:
-                at_once += copies
-        return at_once
-
-    def take_overdue(self) -> list[dict[str, Any]]:
-        """Messages whose time to be sent has come, once."""
-        overdue = list(self._overdue)
-        self._overdue.clear()
-        return overdue
+        return self.outbox.let_out(commands.answer(self, message, heard_at))
 
     def report(self, full: bool) -> dict[str, Any]:
         """A `push_status` message: whole, or what changed since the last one ({} if nothing did)."""

@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from simulator.broker import Door, LoopThread, PrinterBroker
-from simulator.certificates import Authority, shared_authority
+from simulator.certificates import Authority, Credentials, shared_authority
 from simulator.faults import Faults
 from simulator.ftps import FtpsServer
 from simulator.machine import Machine
 from simulator.printer_models import Cadence
 from simulator.records import CommandRecord, ConnectionRecord, StartRecord
+from simulator.replay import Replay
 from simulator.spools import AmsUnit, Spool
 
 _FASTEST_SECONDS = 0.05
@@ -65,7 +66,7 @@ class SimulatedPrinter:
         self.ftps_port = ftps_port
         self.authority = authority or shared_authority()
         self.faults = faults or Faults()
-        self.faults.cut_connections = lambda: self._call(self._broker.cut_all)
+        self.faults.reach_link = lambda act: self._call(lambda: act(self._broker))
         self.machine = Machine(
             serial,
             model,
@@ -89,8 +90,10 @@ class SimulatedPrinter:
         """The root of the printer's storage, as FTPS shows it."""
         self.files.mkdir()
         classic = self.machine.model.classic
-        self._broker = PrinterBroker(serial, access_code, Door(self.faults.lets_in, self._hear, classic))
-        self._ftps = FtpsServer(self.files, access_code, self._may_write, needs_session_reuse=require_session_reuse)
+        self._broker = PrinterBroker(serial, access_code, Door(self.faults, self._hear, classic))
+        self._ftps = FtpsServer(
+            self.files, access_code, self.faults, self._may_write, needs_session_reuse=require_session_reuse
+        )
         self._life: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._fed_at = 0.0
@@ -113,6 +116,7 @@ class SimulatedPrinter:
     def stop(self) -> None:
         """Powers off for good: the storage goes with everything in it."""
         self.pull_plug()
+        self._call(self._broker.bury)
         self._folder.cleanup()
 
     @property
@@ -178,6 +182,15 @@ class SimulatedPrinter:
         """Health messages (attr, code) that the reports carry from now on."""
         self._press(lambda: self.machine.show_hms(codes))
 
+    def replay(self, replay: Replay) -> None:
+        """Plays a captured sequence, its times in simulated seconds, until power-off; see Machine.play."""
+        self._press(lambda: self.machine.play(replay))
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anybody has subscribed to anything."""
+        return self._broker.has_subscribers
+
     def advance(self, seconds: float) -> None:
         """Moves simulated time on at once, sending a report at each change of state on the way and one at the end."""
 
@@ -191,9 +204,7 @@ class SimulatedPrinter:
         """Power on: a fresh boot on the same ports, IDLE, with the storage and the spools as they were."""
         if self._life is not None:
             return
-        authority = Authority("Another CA") if self.faults.wrong_certificate == "other authority" else self.authority
-        shown = f"{self.serial[:-1]}X" if self.faults.wrong_certificate == "other serial" else self.serial
-        certificate, key = authority.issue(shown).write(Path(self._folder.name))
+        certificate, key = self._credentials().write(Path(self._folder.name))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if not self.machine.model.newest_tls_is_1_3:
@@ -212,6 +223,23 @@ class SimulatedPrinter:
             return
         self._ftps.stop()
         self._thread.run(self._power_off())
+
+    def restart(self) -> None:
+        """Off and on again, as by a hand at the switch."""
+        self.pull_plug()
+        self.plug_in()
+
+    def _credentials(self) -> Credentials:
+        match self.faults.wrong_certificate:
+            case "other authority":
+                return Authority("Another CA").issue(self.serial)
+            case "other serial":
+                return self.authority.issue(f"{self.serial[:-1]}X")
+            case "expired":
+                return self.authority.issue(self.serial, from_days=-30, to_days=-1)
+            case "not yet valid":
+                return self.authority.issue(self.serial, from_days=1)
+        return self.authority.issue(self.serial)
 
     async def _power_on(self, context: ssl.SSLContext) -> None:
         self.mqtt_port = await self._broker.start(self.host, self.mqtt_port, context)
@@ -265,20 +293,24 @@ class SimulatedPrinter:
             before = (machine.state, machine.print_error)
             machine.advance(step)
             seconds -= step
+            for message in machine.outbox.take_overdue():
+                await self._publish(message)
             if (machine.state, machine.print_error) != before:
                 await self._send_report()
 
     async def _send_report(self) -> None:
         self._reported_at = time.monotonic()
-        if not self._broker.has_subscribers or not self.faults.sends_reports():
+        if not self._broker.has_subscribers or not self.faults.sends_reports() or self.machine.is_replaying:
             return
         cadence = self.machine.model.cadence
         full_is_due = cadence is Cadence.MIXED and self._reported_at - self._full_at >= _MIXED_FULL_SECONDS
         if cadence is Cadence.FULL or full_is_due:
             self._full_at = self._reported_at
-            await self._publish(self.machine.report(full=True))
-        elif report := self.machine.report(full=False):
-            await self._publish(report)
+            report = self.machine.report(full=True)
+        else:
+            report = self.machine.report(full=False)
+        for message in self.machine.outbox.let_out([report] if report else []):
+            await self._publish(message)
 
     async def _hear(self, payload: bytes) -> None:
         await self._catch_up()
@@ -294,7 +326,7 @@ class SimulatedPrinter:
 
     async def _publish(self, message: dict[str, Any]) -> None:
         layout: dict[str, Any] = {"indent": 4} if self.machine.model.pretty_json else {"separators": (",", ":")}
-        await self._broker.publish(json.dumps(message, **layout).encode())
+        await self._broker.publish(self.faults.bytes_to_send(json.dumps(message, **layout).encode()))
 
     def _press(self, button: Callable[[], None]) -> None:
         async def press() -> None:

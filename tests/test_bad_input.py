@@ -479,31 +479,6 @@ def test_shape_comes_before_references_and_those_before_the_move(ground: Ground)
 
 
 @pytest.mark.parametrize(
-    ("form", "status"),
-    [
-        ({}, 422),
-        ({"file": "no file but a text"}, 422),
-        ({"file": (b"", "x.gcode.3mf")}, 422),
-        ({"file": (b"PK\x03\x04 no zip", "x.gcode.3mf")}, 422),
-        ({"other": (b"x", "x.gcode.3mf")}, 422),
-        ({"file": (b"x", "")}, 422),
-        ({"file": (b"x", "../../../etc/passwd")}, 422),
-        ({"file": (b"x", "a\x00b")}, 422),
-    ],
-)
-def test_an_upload_that_is_none(app: Flask, farm: Farm, form: dict[str, Any], status: int) -> None:
-    import io
-
-    folder = app.extensions["parts"].settings.files_dir / str(farm.user["id"])
-    before = set(folder.glob("*"))
-    data = {name: (io.BytesIO(part[0]), part[1]) if isinstance(part, tuple) else part for name, part in form.items()}
-    answer = farm.call("POST", "/api/print-files", data=data, content_type="multipart/form-data")
-    assert answer.status_code == status, answer.text
-    assert farm.get("/api/print-files").json == {"print_files": [], "total": 0}
-    assert set(folder.glob("*")) | set(folder.glob(".*")) == before
-
-
-@pytest.mark.parametrize(
     "kind", ["application/json", "text/plain", "multipart/form-data", "multipart/form-data; boundary="]
 )
 def test_an_upload_that_is_no_form(farm: Farm, kind: str) -> None:

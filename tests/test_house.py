@@ -287,6 +287,7 @@ BROAD = {
     "bambu_requests.serve",
     "bambu_cloud_link._run",
     "bambu_cloud_link._call",
+    "bambu_discovery._listen",
 }
 
 

@@ -374,6 +374,8 @@ def test_two_senders_never_send_the_same_one(
 ) -> None:
     prefer(farm, printer_id, webhook_url=receiver.url, email_enabled=False)
     finish_prints(farm, printer_id, 20)
+    # Slow enough for both to have their share.
+    receiver.answer_with(204, delay_seconds=0.02, times=40)
     counts: list[int] = []
     gate = threading.Barrier(2)
 

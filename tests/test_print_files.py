@@ -247,6 +247,9 @@ def test_a_file_is_not_deleted_while_an_unfinished_print_or_a_profile_uses_it(fa
         assert names(own_folder) == [file["sha256"]]
 
     refused("1 unfinished prints and 1 product profiles")
+    farm.move(made["id"], "started", "failed")
+    refused("0 unfinished prints and 1 product profiles")
+    farm.move(made["id"], "queued")
     farm.delete(f"/api/product-profiles/{profile['id']}")
     for status in ("scheduled", "started"):
         refused("1 unfinished prints and 0 product profiles")

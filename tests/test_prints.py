@@ -691,9 +691,12 @@ def test_start_releases_a_queued_print(farm: Farm, printer_id: int) -> None:
 def test_start_on_a_scheduled_print_changes_nothing(farm: Farm, printer_id: int, clock: Clock) -> None:
     made = farm.add_print(printer_id)
     first = farm.post(f"{PATH}/{made['id']}/start").json
+    with farm.database() as session:
+        session.execute(sa.update(ScheduledPrint).values(waiting_reason="what the worker said"))
+        session.commit()
     clock.forward(minutes=1)
     again = farm.post(f"{PATH}/{made['id']}/start")
-    assert (again.status_code, again.json) == (200, first)
+    assert (again.status_code, again.json) == (200, first | {"waiting_reason": "what the worker said"})
     assert events(farm, made["id"]) == ["print.created", "print.scheduled"]
 
 

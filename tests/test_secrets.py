@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from models import PrinterConnection, db
 from tests.api_document import private_rules
@@ -93,6 +94,14 @@ def test_the_log_of_a_failed_statement_holds_none_of_its_values(
     said = logged.getvalue()
     assert "unhandled_error" in said or "database_unavailable" in said
     assert OWNER not in said + answer.text and PASSWORD not in said + answer.text
+
+
+def test_an_error_of_the_database_comes_without_the_statements_values(app: Flask) -> None:
+    """Not every log line is made in errors.py: the worker logs what it stumbles over as it comes."""
+    with app.app_context(), pytest.raises(DBAPIError) as stumbled:
+        db.session.execute(sa.text("SELECT id FROM no_such_table WHERE name = :value"), {"value": OWNER})
+    said = str(stumbled.value).replace(str(stumbled.value.orig), "")
+    assert "no_such_table" in said and OWNER not in said
 
 
 def test_what_is_sealed_opens_for_its_own_row_alone(app: Flask, farm: Farm, stranger: Farm) -> None:

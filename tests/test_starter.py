@@ -160,7 +160,7 @@ def test_the_plate_counts_as_occupied_from_the_moment_a_start_is_sent(bench: Ben
 
 HELD_BACK: dict[str, tuple[Callable[[Bench], None], str]] = {
     "printer busy": (lambda b: setattr(b.link, "state", replace(IDLE, state=PrinterActivity.printing)), "printing"),
-    "printer failed": (lambda b: setattr(b.link, "state", replace(IDLE, state=PrinterActivity.failed)), "failed"),
+    "printer paused": (lambda b: setattr(b.link, "state", replace(IDLE, state=PrinterActivity.paused)), "paused"),
     "state unknown": (lambda b: setattr(b.link, "state", PrinterState()), "cannot be reached"),
     "link not live": (lambda b: b.change(PrinterConnection, connection_status=ConnectionStatus.offline), "reached"),
     "silent for 90 s": (lambda b: b.clock.forward(seconds=90) and None, "cannot be reached"),

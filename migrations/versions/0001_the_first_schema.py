@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("created_at", columns.UtcDateTime(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
         sa.UniqueConstraint("email", name=op.f("uq_users_email")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "worker_presences",
@@ -59,6 +60,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_customers")),
         sa.UniqueConstraint("user_id", "etsy_buyer_id", name=op.f("uq_customers_user_id_etsy_buyer_id")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_customers_user_id_id")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "etsy_logins",
@@ -87,6 +89,7 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "user_id", "method", "path", "key", name=op.f("uq_idempotency_keys_user_id_method_path_key")
         ),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("idempotency_keys", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_idempotency_keys_created_at"), ["created_at"], unique=False)
@@ -104,6 +107,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_print_files")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_print_files_user_id_id")),
         sa.UniqueConstraint("user_id", "sha256", name=op.f("uq_print_files_user_id_sha256")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("print_files", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_print_files_sha256"), ["sha256"], unique=False)
@@ -131,6 +135,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_printers_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_printers")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_printers_user_id_id")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "shops",
@@ -149,6 +154,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_shops")),
         sa.UniqueConstraint("etsy_shop_id", name=op.f("uq_shops_etsy_shop_id")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_shops_user_id_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("shops", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_shops_etsy_user_id"), ["etsy_user_id"], unique=False)
@@ -207,6 +213,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_bambu_materials_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_bambu_materials")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_bambu_materials_user_id_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("bambu_materials", schema=None) as batch_op:
         batch_op.create_index("ix_bambu_materials_printer_id_removed_at", ["printer_id", "removed_at"], unique=False)
@@ -284,6 +291,7 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "user_id", "shop_id", "etsy_order_id", name=op.f("uq_orders_user_id_shop_id_etsy_order_id")
         ),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("orders", schema=None) as batch_op:
         batch_op.create_index("ix_orders_user_id_ordered_at_id", ["user_id", "ordered_at", "id"], unique=False)
@@ -314,6 +322,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_print_notifications")),
         sa.UniqueConstraint("printer_id", name=op.f("uq_print_notifications_printer_id")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "printer_connections",
@@ -371,6 +380,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_printer_connections")),
         sa.UniqueConstraint("printer_id", name=op.f("uq_printer_connections_printer_id")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_printer_connections_user_id_id")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "product_profiles",
@@ -418,6 +428,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_product_profiles")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_product_profiles_user_id_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("product_profiles", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_product_profiles_print_file_id"), ["print_file_id"], unique=False)
@@ -454,6 +465,7 @@ def upgrade() -> None:
             "order_id", "etsy_transaction_id", name=op.f("uq_order_items_order_id_etsy_transaction_id")
         ),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_order_items_user_id_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("order_items", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_order_items_order_id"), ["order_id"], unique=False)
@@ -556,6 +568,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_scheduled_prints")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_scheduled_prints_user_id_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("scheduled_prints", schema=None) as batch_op:
         batch_op.create_index("ix_scheduled_prints_order_item_id", ["order_item_id"], unique=False)
@@ -593,6 +606,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_filament_ledger_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_filament_ledger")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("filament_ledger", schema=None) as batch_op:
         batch_op.create_index("ix_filament_ledger_material_id", ["material_id"], unique=False)
@@ -657,6 +671,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_print_events_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_print_events")),
         sa.UniqueConstraint("user_id", "id", name=op.f("uq_print_events_user_id_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("print_events", schema=None) as batch_op:
         batch_op.create_index("ix_print_events_print_id", ["print_id"], unique=False)
@@ -708,6 +723,7 @@ def upgrade() -> None:
             ["user_id"], ["users.id"], name=op.f("fk_printer_commands_user_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_printer_commands")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("printer_commands", schema=None) as batch_op:
         batch_op.create_index("ix_printer_commands_state", ["state", "id"], unique=False)
@@ -767,6 +783,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_start_intents_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_start_intents")),
         sa.UniqueConstraint("printer_id", "submission_id", name=op.f("uq_start_intents_printer_id_submission_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("start_intents", schema=None) as batch_op:
         batch_op.create_index("ix_start_intents_print_id", ["print_id"], unique=False)
@@ -825,6 +842,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
         sa.UniqueConstraint("event_id", "channel", name=op.f("uq_deliveries_event_id_channel")),
         sa.UniqueConstraint("message_id", name=op.f("uq_deliveries_message_id")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("deliveries", schema=None) as batch_op:
         batch_op.create_index("ix_deliveries_status", ["status", "id"], unique=False)

@@ -1,0 +1,40 @@
+"""The way out of a printer for its messages, where faults lose, double or delay them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from simulator.faults import Faults
+
+
+class Outbox:
+    """`later(seconds, action)` does something after so much simulated time."""
+
+    def __init__(self, faults: Faults, later: Callable[[float, Callable[[], None]], None]) -> None:
+        self._faults = faults
+        self._later = later
+        self._overdue: list[dict[str, Any]] = []
+
+    def let_out(self, messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What is left of these messages for now; what is held back is overdue later."""
+        at_once: list[dict[str, Any]] = []
+        for message in messages:
+            copies = [message] * self._faults.copies_of(message)
+            delay = self._faults.delay_of(message)
+            if delay > 0 and copies:
+                self._later(delay, partial(self._overdue.extend, copies))
+            else:
+                at_once += copies
+        return at_once
+
+    def put(self, message: dict[str, Any]) -> None:
+        """One that nobody waits for at once."""
+        self._overdue += self.let_out([message])
+
+    def take_overdue(self) -> list[dict[str, Any]]:
+        """Messages whose time to be sent has come, once."""
+        overdue = list(self._overdue)
+        self._overdue.clear()
+        return overdue
