@@ -21,14 +21,14 @@ from bambu_files import PrinterStorage
 from bambu_report import PrinterActivity, PrinterState
 from farm import tracker
 from farm.leases import Lease, keep_leases, release_leases
+from farm.live import INCOMPLETE
 from farm.status import snapshot_of
-from models import ConnectionStatus, ConnectionType, Printer, PrinterConnection, db
+from models import ConnectionStatus, ConnectionType, Printer, PrinterConnection, ScheduledPrint, db
 from vault import SealBroken
 
 log = structlog.get_logger()
 
 RENEW_LEASES = timedelta(seconds=10)
-INCOMPLETE = "address, serial number and access code are all needed"
 UNREADABLE = "the stored access code cannot be read: enter it again"
 
 
@@ -46,6 +46,7 @@ class Held:
     in_state_since: datetime | None = None
     heard_at: datetime | None = None
     current_print_id: int | None = None
+    print_name: str | None = None
     # What the tracker was told last: a report that says the same again needs no database.
     tracked: tuple[object, ...] | None = None
     is_unsaved: bool = False
@@ -221,6 +222,9 @@ class Links:
             held.current_print_id = tracker.apply(
                 printer, held.state, in_state_since=held.in_state_since, now=self._clock(), limits=self._limits
             )
+            if held.current_print_id != before:
+                ours = db.session.get(ScheduledPrint, held.current_print_id) if held.current_print_id else None
+                held.print_name = ours.job_name if ours else None
             has_news = bool(db.session.new or db.session.dirty)
             self._save([held])
             db.session.commit()
@@ -274,7 +278,7 @@ class Links:
             {
                 "connection": held.connection_id,
                 "at_version": held.version,
-                "shown": snapshot_of(held.state, current_print_id=held.current_print_id),
+                "shown": snapshot_of(held.state, current_print_id=held.current_print_id, print_name=held.print_name),
                 "heard": held.heard_at,
             }
             for held in due

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from flask import Response
 from marshmallow import fields
 
-from api import context
+from api import context, printer_commands
 from api.connection_fields import ConnectionChange, NewConnection, edit_connection, make_connection
 from api.fields import Body, Moment, Num
 from api.lists import Columns, PageQuery, json_response, named_list
@@ -17,7 +17,7 @@ from api.print_schemas import Deleted
 from api.reading import Room
 from auth import get_mine, mine
 from errors import Conflict
-from farm.live import LIVE_FOR, is_live
+from farm.live import INCOMPLETE, LIVE_FOR, is_live
 from models import ConnectionStatus, ConnectionType, Printer, PrinterConnection, PrintStatus, ScheduledPrint, db
 
 blueprint = Room(
@@ -164,6 +164,28 @@ def remove_connection(connection_id: int) -> Response:
     db.session.delete(connection)
     db.session.commit()
     return json_response({"message": "Connection removed", "id": connection_id})
+
+
+class ConnectionCheck(Body):
+    check = fields.String(required=True)
+    ok = fields.Boolean(required=True, allow_none=True, metadata={"description": "null: cannot be told"})
+    message = fields.String(required=True)
+    advice = fields.String(required=True, allow_none=True, metadata={"description": "What to press on the printer"})
+
+
+class ConnectionTest(Body):
+    ok = fields.Boolean(required=True)
+    checks = fields.List(fields.Nested(ConnectionCheck), required=True)
+
+
+@blueprint.post("/<id:connection_id>/test")
+@blueprint.response(200, ConnectionTest)
+def ask_for_test(connection_id: int) -> Response:
+    """What works between us and the printer, and what to press on it where something does not: all in one answer."""
+    connection = get_mine(PrinterConnection, connection_id)
+    if connection.status_reason == INCOMPLETE:
+        raise Conflict(f"This connection is not complete: {INCOMPLETE}.", code="connection_incomplete")
+    return json_response(printer_commands.ask_for_test(connection))
 
 
 @blueprint.get("/<id:connection_id>/status")

@@ -1,15 +1,16 @@
-"""Pause, resume, stop: from a web process to the worker that holds the printer's connection, and its answer."""
+"""Pause, resume, stop, test: from a web process to the worker that holds the printer's connection, and its answer."""
 
 from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
 from api import context
 from auth import current_user_id, mine
-from errors import Conflict, UpstreamFailed
+from errors import Conflict, Unavailable, UpstreamFailed
 from farm.live import is_live
 from models import (
     CommandKind,
@@ -36,32 +37,51 @@ def run(of_print: ScheduledPrint, kind: CommandKind) -> None:
     connection = db.session.execute(
         mine(PrinterConnection).where(PrinterConnection.printer_id == of_print.printer_id)
     ).scalar_one_or_none()
-    at = context.now()
-    if not is_live(connection, at):
+    if not is_live(connection, context.now()):
         raise Conflict("The printer cannot be reached right now.", code="no_live_link")
-    patience = context.settings().command_timeout_seconds
+    _ask(of_print.printer_id, kind, print_id=of_print.id)
+
+
+def ask_for_test(connection: PrinterConnection) -> dict[str, Any]:
+    """What works between the worker and a printer, and what to press on it; see `farm.connection_check`.
+
+    Raises:
+        Unavailable: no worker picked the question up in time.
+    """
+    try:
+        result = _ask(connection.printer_id, CommandKind.test, print_id=None)
+    except UpstreamFailed:
+        raise Unavailable("No worker has this printer in hand right now. Is the worker running?") from None
+    return result or {}
+
+
+def _ask(printer_id: int, kind: CommandKind, *, print_id: int | None) -> dict[str, Any] | None:
+    at, patience = context.now(), context.settings().command_timeout_seconds
     command = PrinterCommand(
         user_id=current_user_id(),
-        printer_id=of_print.printer_id,
-        print_id=of_print.id,
+        printer_id=printer_id,
+        print_id=print_id,
         kind=kind,
         requested_at=at,
         expires_at=at + timedelta(seconds=patience),
     )
     db.session.add(command)
     db.session.commit()
-    _wait_for(command.id, patience)
+    return _wait_for(command.id, patience)
 
 
-def _wait_for(command_id: int, patience: float) -> None:
+def _wait_for(command_id: int, patience: float) -> dict[str, Any] | None:
     deadline = time.monotonic() + patience
     while True:
-        state, reason = db.session.execute(
-            sa.select(PrinterCommand.state, PrinterCommand.reason).where(PrinterCommand.id == command_id)
+        state, reason, result = db.session.execute(
+            sa.select(PrinterCommand.state, PrinterCommand.reason, PrinterCommand.result).where(
+                PrinterCommand.id == command_id
+            )
         ).one()
         db.session.rollback()
         if state is CommandState.done:
-            return
+            answer: dict[str, Any] | None = result
+            return answer
         if state in (CommandState.refused, CommandState.expired):
             raise UpstreamFailed(f"The printer did not do it: {reason}", code="not_confirmed")
         if time.monotonic() >= deadline:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from models import ConnectionStatus, PrinterConnection
 
+INCOMPLETE = "address, serial number and access code are all needed"
 # A printer that prints reports at least every few seconds; after this long it counts as offline.
 LIVE_FOR = timedelta(seconds=90)
 

@@ -8,7 +8,7 @@ from bambu_report import UNKNOWN, PrinterActivity, PrinterState, Spool
 from models import slot_of
 
 
-def snapshot_of(state: PrinterState, *, current_print_id: int | None) -> dict[str, Any]:
+def snapshot_of(state: PrinterState, *, current_print_id: int | None, print_name: str | None = None) -> dict[str, Any]:
     """PrinterStatus' fields (contract §5) as JSON; unknown is None, never 0."""
     return {
         "state": state.state.value,
@@ -26,7 +26,8 @@ def snapshot_of(state: PrinterState, *, current_print_id: int | None) -> dict[st
             {"code": fault.code, "severity": str(fault.severity), "message": fault.message} for fault in state.faults
         ]
         or None,
-        "job_name": state.job_name,
+        # On the wire a print of ours has a name of ours, which says nothing to a person.
+        "job_name": print_name or state.job_name,
         "current_print_id": current_print_id,
         "materials": [_spool(spool) for spool in state.spools if spool.loaded] if state.known else None,
         "can_control": state.developer_mode,

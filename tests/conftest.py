@@ -123,6 +123,7 @@ def settings_for(database_url: str, data_dir: Path, **changes: str) -> Settings:
             "PASSWORD_HASH_MEMORY_KIB": "8",
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             "LOGIN_LIMIT": "1000",
+            "COMMAND_TIMEOUT_SECONDS": "0.2",
             **changes,
         }
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 
 from app import create_app
 from models import ConnectionStatus, PrinterConnection, db
@@ -43,14 +44,12 @@ def connection(farm: Farm, printer_id: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def strict_farm(database_url: str, tmp_path: Path, session_clock: Clock) -> Iterator[Farm]:
+def strict_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
     """A farm where only real printers may be added, as in production."""
-    app = create_app(settings_for(database_url, tmp_path, ALLOW_LOOPBACK_PRINTERS="0"), clock=session_clock)
-    app.test_client_class = OutsideClient
-    with app.app_context():
-        db.create_all()
-    yield Farm(app, "seller@example.com")
-    with app.app_context():
+    made = create_app(settings_for(session_database_url, tmp_path, ALLOW_LOOPBACK_PRINTERS="0"), clock=clock)
+    made.test_client_class = OutsideClient
+    yield Farm(made, "strict@example.com")
+    with made.app_context():
         db.session.remove()
         db.engine.dispose()
 

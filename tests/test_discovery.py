@@ -1,4 +1,4 @@
-"""Finding printers: what a datagram may say, and real datagrams on loopback between simulated printers and a listener."""
+"""Finding printers: what a datagram may say; and real datagrams on loopback from simulated printers to a listener."""
 
 from __future__ import annotations
 

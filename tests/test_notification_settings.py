@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 
 from app import create_app
 from models import PrintNotification, db
@@ -37,15 +38,13 @@ def printer_id(farm: Farm) -> int:
 
 
 @pytest.fixture
-def strict_farm(database_url: str, tmp_path: Path, session_clock: Clock) -> Iterator[Farm]:
+def strict_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
     """A farm whose operator allows webhooks to 10.7.0.0/16 and to no other private network."""
-    settings = settings_for(database_url, tmp_path, WEBHOOK_ALLOWED_NETWORKS="10.7.0.0/16, fd07::/16")
-    app = create_app(settings, clock=session_clock)
-    app.test_client_class = OutsideClient
-    with app.app_context():
-        db.create_all()
-    yield Farm(app, "seller@example.com")
-    with app.app_context():
+    settings = settings_for(session_database_url, tmp_path, WEBHOOK_ALLOWED_NETWORKS="10.7.0.0/16, fd07::/16")
+    made = create_app(settings, clock=clock)
+    made.test_client_class = OutsideClient
+    yield Farm(made, "strict@example.com")
+    with made.app_context():
         db.session.remove()
         db.engine.dispose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime
 from typing import Any
 
@@ -324,6 +325,26 @@ def test_deleting_a_print_recomputes_its_order(farm: Farm, printer_id: int) -> N
     farm.move(second, "started", "completed")
     farm.delete(f"{PRINTS}/{second}")
     assert production(farm, order["id"]) == "printed"
+
+
+def test_an_order_whose_prints_end_at_the_same_moment_is_printed(farm: Farm, printer_id: int) -> None:
+    for _ in range(4):
+        order = farm.add_order(*({"title": f"Line {number}", "quantity": 1} for number in range(4)))
+        prints = farm.post(f"{PATH}/{order['id']}/schedule-prints", {"printer_id": printer_id}).json["prints"]
+        for each in prints:
+            farm.move(each["id"], "started")
+        gate = threading.Barrier(len(prints))
+
+        def end(print_id: int, gate: threading.Barrier = gate) -> None:
+            gate.wait()
+            farm.move(print_id, "completed")
+
+        threads = [threading.Thread(target=end, args=(each["id"],)) for each in prints]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert production(farm, order["id"]) == "printed"
 
 
 def test_a_print_linked_by_hand_counts_for_its_order_and_no_longer_when_unlinked(farm: Farm, printer_id: int) -> None:

@@ -28,14 +28,12 @@ CAP = 40_000
 
 
 @pytest.fixture
-def small_farm(database_url: str, tmp_path: Path, session_clock: Clock) -> Iterator[Farm]:
+def small_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
     """A farm that takes files of up to 40,000 bytes."""
-    app = create_app(settings_for(database_url, tmp_path, MAX_UPLOAD_BYTES=str(CAP)), clock=session_clock)
-    app.test_client_class = OutsideClient
-    with app.app_context():
-        db.create_all()
-    yield Farm(app, "seller@example.com")
-    with app.app_context():
+    made = create_app(settings_for(session_database_url, tmp_path, MAX_UPLOAD_BYTES=str(CAP)), clock=clock)
+    made.test_client_class = OutsideClient
+    yield Farm(made, "strict@example.com")
+    with made.app_context():
         db.session.remove()
         db.engine.dispose()
 

@@ -63,6 +63,7 @@ def live_app(database_url: str, tmp_path: Path, mail: MailSink, printer: Simulat
         SMTP_FROM="Farm <farm@example.com>",
         SMTP_TLS="none",
         STATUS_INTERVAL_SECONDS="0.05",
+        COMMAND_TIMEOUT_SECONDS="20",
     )
     app = create_app(settings, clock=lambda: datetime.now(UTC))
     app.test_client_class = OutsideClient
@@ -233,3 +234,18 @@ def test_a_wrong_access_code_is_said_and_starts_nothing(live_farm: Farm, printer
     released = live_farm.post(f"/api/bambu/scheduled-prints/{made['id']}/start").json
     assert (released["status"], released["waiting_reason"]) == ("scheduled", "it has no sliced file")
     assert printer.starts == []
+
+
+def test_a_connection_test_says_what_works_and_what_to_press(live_farm: Farm, printer: SimulatedPrinter) -> None:
+    added = connect(live_farm, printer)
+    eventually(lambda: state_of(live_farm, added["id"]) == "idle")
+    path = f"/api/printer-connections/{added['connection_id']}"
+    fine = live_farm.post(f"{path}/test")
+    assert fine.status_code == 200, fine.text
+    assert {check["check"] for check in fine.json["checks"]} == {"connection", "reports", "files", "storage", "control"}
+    assert fine.json["ok"] is True
+    live_farm.put(path, {"access_code": "87654321"})
+    eventually(lambda: live_farm.get(f"{path}/status").json["connection_status"] == "unauthorized")
+    refused = live_farm.post(f"{path}/test").json
+    assert refused["ok"] is False
+    assert "Access Code" in refused["checks"][0]["advice"]
