@@ -38,7 +38,12 @@ migrate = Migrate(render_as_batch=True, render_item=render_item, directory=str(M
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    json = {"json_serializer": lambda value: orjson.dumps(value).decode(), "json_deserializer": orjson.loads}
+    # A statement's values are secrets as often as not, and an error of the driver would carry them into the log.
+    json = {
+        "hide_parameters": True,
+        "json_serializer": lambda value: orjson.dumps(value).decode(),
+        "json_deserializer": orjson.loads,
+    }
     if url.startswith("postgresql"):
         return {
             **json,

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from api import context
 from auth import current_user_id, mine
-from errors import Conflict, Unavailable, UpstreamFailed
+from errors import Conflict, UpstreamFailed
 from farm.live import is_live
 from models import (
     CommandKind,
@@ -46,12 +46,14 @@ def ask_for_test(connection: PrinterConnection) -> dict[str, Any]:
     """What works between the worker and a printer, and what to press on it; see `farm.connection_check`.
 
     Raises:
-        Unavailable: no worker picked the question up in time.
+        Conflict: no worker picked the question up in time.
     """
     try:
         result = _ask(connection.printer_id, CommandKind.test, print_id=None)
     except UpstreamFailed:
-        raise Unavailable("No worker has this printer in hand right now. Is the worker running?") from None
+        raise Conflict(
+            "No worker has this printer in hand right now. Is the worker running?", code="no_worker"
+        ) from None
     return result or {}
 
 

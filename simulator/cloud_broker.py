@@ -21,6 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from simulator.broker import USER, Door, LoopThread, PrinterBroker
 from simulator.commands import VERIFY_FAILED
+from simulator.faults import Faults
 from simulator.machine import Machine
 from simulator.printer import SimulatedPrinter
 from simulator.records import ConnectionRecord
@@ -39,7 +40,7 @@ class CloudBroker(PrinterBroker):
         owns: Callable[[str, str], Iterable[str] | None],
         asks: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        super().__init__("", "", Door(lambda count: True, _hears_nothing, drops_request_subscribers=False))
+        super().__init__("", "", Door(Faults(), _hears_nothing, drops_request_subscribers=False))
         self._owns, self._asks = owns, asks
         self._serials: dict[str, frozenset[str]] = {}
 

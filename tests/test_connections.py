@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from app import create_app
 from models import ConnectionStatus, PrinterConnection, db
-from tests.conftest import Clock, OutsideClient, settings_for
+from tests.apps import another_app
+from tests.conftest import Clock
 from tests.farm_builder import Farm
 from tests.rows import LAN, hear
 
@@ -44,14 +43,18 @@ def connection(farm: Farm, printer_id: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def strict_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
+def strict_farm(app: Flask, strict_app: Flask) -> Farm:
     """A farm where only real printers may be added, as in production."""
-    made = create_app(settings_for(session_database_url, tmp_path, ALLOW_LOOPBACK_PRINTERS="0"), clock=clock)
-    made.test_client_class = OutsideClient
-    yield Farm(made, "strict@example.com")
-    with made.app_context():
-        db.session.remove()
-        db.engine.dispose()
+    return Farm(strict_app, "strict@example.com")
+
+
+@pytest.fixture(scope="module")
+def strict_app(
+    session_database_url: str, tmp_path_factory: pytest.TempPathFactory, session_clock: Clock
+) -> Iterator[Flask]:
+    folder = tmp_path_factory.mktemp("strict")
+    with another_app(session_database_url, folder, session_clock, ALLOW_LOOPBACK_PRINTERS="0") as made:
+        yield made
 
 
 # What a connection is

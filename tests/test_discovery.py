@@ -359,6 +359,9 @@ def test_somebody_elses_search_is_not_answered() -> None:
             for kind in (b"urn:schemas-upnp-org:device:basic:1", b"\xff\xfe", b"ssdp:all"):
                 asker.sendto(b"M-SEARCH * HTTP/1.1\r\nST: " + kind + b"\r\n\r\n", ("127.0.0.1", announcer.search_port))
             assert asker.recv(4096) == announcer.answer()
+            asker.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                asker.recv(4096)
     printer.stop()
 
 
@@ -459,8 +462,11 @@ def test_closing_ends_the_thread_and_frees_the_port_and_a_closed_one_stays_close
     assert not threads[0].is_alive()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind(("127.0.0.1", port))
-    ear.discovery.start()
-    ear.discovery.search()
+    never = Discovery(lambda _: None, lambda: NOON, port=0)
+    never.close()
+    for closed in (ear.discovery, never):
+        closed.start()
+        closed.search()
     assert not [thread for thread in threading.enumerate() if thread.name == "printer-discovery"]
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from app import create_app
-from models import PrintNotification, db
-from tests.conftest import Clock, OutsideClient, settings_for
+from models import PrintNotification
+from tests.apps import another_app
+from tests.conftest import Clock
 from tests.farm_builder import Farm
 
 PATH = "/api/bambu/notifications"
@@ -38,15 +37,18 @@ def printer_id(farm: Farm) -> int:
 
 
 @pytest.fixture
-def strict_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
-    """A farm whose operator allows webhooks to 10.7.0.0/16 and to no other private network."""
-    settings = settings_for(session_database_url, tmp_path, WEBHOOK_ALLOWED_NETWORKS="10.7.0.0/16, fd07::/16")
-    made = create_app(settings, clock=clock)
-    made.test_client_class = OutsideClient
-    yield Farm(made, "strict@example.com")
-    with made.app_context():
-        db.session.remove()
-        db.engine.dispose()
+def strict_farm(app: Flask, strict_app: Flask) -> Farm:
+    """A farm whose operator allows webhooks to 10.7.0.0/16 and fd07::/16 and to no other private network."""
+    return Farm(strict_app, "strict@example.com")
+
+
+@pytest.fixture(scope="module")
+def strict_app(
+    session_database_url: str, tmp_path_factory: pytest.TempPathFactory, session_clock: Clock
+) -> Iterator[Flask]:
+    folder, networks = tmp_path_factory.mktemp("strict"), "10.7.0.0/16, fd07::/16"
+    with another_app(session_database_url, folder, session_clock, WEBHOOK_ALLOWED_NETWORKS=networks) as made:
+        yield made
 
 
 def put(farm: Farm, printer_id: int, **changes: Any) -> Any:

@@ -15,10 +15,10 @@ import requests
 import sqlalchemy as sa
 from flask import Flask
 
-from app import create_app
-from models import Customer, Order, OrderItem, Shop, db
+from models import Customer, Order, OrderItem, Shop
 from simulator.etsy import ReceiptLine, SimulatedEtsy, make_receipt
-from tests.conftest import BASE_TIME, Clock, OutsideClient, settings_for
+from tests.apps import another_app
+from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
 from tests.rows import log_in_again
 
@@ -33,18 +33,12 @@ def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
         yield made
 
 
-def app_with(url: str, folder: Path, clock: Clock, **settings: str) -> Flask:
-    app = create_app(settings_for(url, folder, **settings), clock=clock)
-    app.test_client_class = OutsideClient
-    return app
-
-
 @pytest.fixture
 def etsy_app(
     app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
 ) -> Iterator[Flask]:
     """Another app over the same database, with an Etsy key."""
-    made = app_with(
+    with another_app(
         session_database_url,
         tmp_path,
         clock,
@@ -53,11 +47,8 @@ def etsy_app(
         ETSY_REDIRECT_URI="https://farm.example.com/back",
         ETSY_BASE_URL=etsy.base_url,
         ETSY_AUTHORIZE_URL=etsy.authorize_url,
-    )
-    yield made
-    with made.app_context():
-        db.session.remove()
-        db.engine.dispose()
+    ) as made:
+        yield made
 
 
 @pytest.fixture
@@ -447,11 +438,9 @@ def test_an_etsy_that_answers_nonsense_is_502_and_nothing_is_lost(
 
 def test_an_etsy_that_is_not_there_is_502(shop: Farm, session_database_url: str, tmp_path: Path, clock: Clock) -> None:
     nobody = {"ETSY_BASE_URL": "http://127.0.0.1:1", "ETSY_CLIENT_ID": KEYSTRING, "ETSY_SHARED_SECRET": SHARED_SECRET}
-    app = app_with(session_database_url, tmp_path, clock, **nobody)
-    answer = app.test_client().post(SYNC, headers={"Authorization": f"Bearer {shop.token}"})
-    assert (answer.status_code, answer.json["code"]) == (502, "etsy_failed")
-    with app.app_context():
-        db.engine.dispose()
+    with another_app(session_database_url, tmp_path, clock, **nobody) as alone:
+        answer = alone.test_client().post(SYNC, headers={"Authorization": f"Bearer {shop.token}"})
+        assert (answer.status_code, answer.json["code"]) == (502, "etsy_failed")
 
 
 def test_a_sync_that_breaks_off_is_done_again_from_its_beginning(shop: Farm, etsy: SimulatedEtsy, clock: Clock) -> None:

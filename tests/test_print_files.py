@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from app import create_app
 from farm.print_files import folder_of
-from models import IntentState, db
+from models import IntentState
 from simulator import Plate, make_sliced_file
 from simulator.sliced_file import make_unsliced_project
-from tests.conftest import Clock, OutsideClient, settings_for
+from tests.apps import another_app
+from tests.conftest import Clock
 from tests.farm_builder import Farm
 from tests.rows import add_intent
 
@@ -30,12 +30,8 @@ CAP = 40_000
 @pytest.fixture
 def small_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
     """A farm that takes files of up to 40,000 bytes."""
-    made = create_app(settings_for(session_database_url, tmp_path, MAX_UPLOAD_BYTES=str(CAP)), clock=clock)
-    made.test_client_class = OutsideClient
-    yield Farm(made, "strict@example.com")
-    with made.app_context():
-        db.session.remove()
-        db.engine.dispose()
+    with another_app(session_database_url, tmp_path, clock, MAX_UPLOAD_BYTES=str(CAP)) as made:
+        yield Farm(made, "small@example.com")
 
 
 def folder(app: Flask, farm: Farm) -> Path:

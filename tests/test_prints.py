@@ -15,7 +15,6 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import create_app
 from models import (
     CommandKind,
     CommandState,
@@ -29,7 +28,8 @@ from models import (
     db,
 )
 from simulator import Plate, make_sliced_file
-from tests.conftest import BASE_TIME, Clock, OutsideClient, settings_for
+from tests.apps import another_app
+from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
 from tests.rows import LAN, add_intent, hear
 
@@ -773,13 +773,8 @@ def test_a_command_without_a_live_link_is_a_conflict(
 @pytest.fixture
 def impatient_farm(app: Flask, session_database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Farm]:
     """A farm that waits for a printer's word for a fifth of a second, and whose worker does not run."""
-    settings = settings_for(session_database_url, tmp_path, COMMAND_TIMEOUT_SECONDS="0.2")
-    made = create_app(settings, clock=clock)
-    made.test_client_class = OutsideClient
-    yield Farm(made, "seller@example.com")
-    with made.app_context():
-        db.session.remove()
-        db.engine.dispose()
+    with another_app(session_database_url, tmp_path, clock, COMMAND_TIMEOUT_SECONDS="0.2") as made:
+        yield Farm(made, "seller@example.com")
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "stop", "delete"])

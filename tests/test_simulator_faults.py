@@ -609,7 +609,9 @@ def test_a_replay_says_what_was_captured_at_its_times_and_nothing_else(
     client.pushall()
     ack = {"print": {"command": "stop", "sequence_id": "20002", "result": "SUCCESS"}}
     events = [(10.0, pushed(gcode_state="RUNNING", mc_percent=40)), (2.0, ack), (25.0, pushed(mc_percent=41))]
-    printer.replay(replayed(*events))
+    replay = replayed(*events)
+    assert replay.seconds == 25.0
+    printer.replay(replay)
     printer.advance(9.9)
     assert client.messages.get(timeout=5) == ack
     printer.advance(0.2)
