@@ -59,6 +59,13 @@ class Scaled(TypeDecorator[Decimal]):
         return f"Scaled({self.places})"
 
 
+# How many decimals a currency has where that is not two (ISO 4217).
+CURRENCY_PLACES = {
+    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND"), 0),
+    **dict.fromkeys(("VUV", "XAF", "XOF", "XPF"), 0),
+    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
+}
+
 GRAMS_PLACES = 3
 MONEY_PLACES = 4
 COST_PLACES = 10
@@ -86,3 +93,10 @@ def words(enum: type[StrEnum], name: str) -> sa.Enum:
         return [member.value for member in members]
 
     return sa.Enum(enum, values_callable=values, native_enum=False, create_constraint=True, length=32, name=name)
+
+
+def currency_number(amount: Decimal | None, currency: str) -> float | None:
+    """Money on its way out: rounded half up to what the currency has."""
+    if amount is None:
+        return None
+    return float(amount.quantize(Decimal(1).scaleb(-CURRENCY_PLACES.get(currency, 2)), ROUND_HALF_UP))

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import structlog
 
 from channels import Attempt, Mail, MailFailed, render_mail
+from columns import currency_number
 from models import (
     Channel,
     Delivery,
@@ -123,7 +124,7 @@ def _payload(event: PrintEvent, of_print: ScheduledPrint | None, printer_name: s
             "material_color": of_print.material_color,
             "material_slot": of_print.material_slot,
             "used_grams": _number(of_print.used_grams),
-            "material_cost": _number(of_print.material_cost),
+            "material_cost": currency_number(of_print.material_cost, currency),
             "currency": currency,
             "started_at": _time(of_print.started_at),
             "completed_at": _time(of_print.completed_at),

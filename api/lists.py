@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -18,12 +18,6 @@ from models import db
 DEFAULT_LIMIT = 200
 MAX_LIMIT = 1000
 MAX_OFFSET = 2**31 - 1
-# How many decimals a currency has where that is not two (ISO 4217).
-CURRENCY_PLACES = {
-    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND"), 0),
-    **dict.fromkeys(("VUV", "XAF", "XOF", "XPF"), 0),
-    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
-}
 JSON_OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
 Finish = Callable[[dict[str, Any]], None]
@@ -49,13 +43,6 @@ class Query(Schema):
 class PageQuery(Query):
     limit = QueryInt(load_default=DEFAULT_LIMIT, validate=validate.Range(1, MAX_LIMIT))
     offset = QueryInt(load_default=0, validate=validate.Range(0, MAX_OFFSET))
-
-
-def currency_number(amount: Decimal | None, currency: str) -> float | None:
-    """Money on its way out: rounded half up to what the currency has."""
-    if amount is None:
-        return None
-    return float(amount.quantize(Decimal(1).scaleb(-CURRENCY_PLACES.get(currency, 2)), ROUND_HALF_UP))
 
 
 def number(value: Decimal | None) -> float | int | None:

@@ -11,10 +11,11 @@ from marshmallow import ValidationError, fields, validates_schema
 
 from api import context
 from api.fields import Body, Bool, Color, Moment, Num, Ranged, RangedNum, Text
-from api.lists import Columns, PageQuery, bare_list, currency_number, json_response, number
+from api.lists import Columns, PageQuery, bare_list, json_response, number
 from api.once import once
 from api.reading import Room
 from auth import current_user_id, get_mine, mine
+from columns import currency_number
 from errors import Conflict
 from farm.materials import (
     Stage,

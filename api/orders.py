@@ -14,11 +14,12 @@ from marshmallow import ValidationError, fields, validate
 import etsy_api
 from api import context
 from api.fields import Body, Id, Moment, Num, Ranged, RangedNum, Text, Word
-from api.lists import Columns, PageQuery, Query, QueryInt, currency_number, json_response, page
+from api.lists import Columns, PageQuery, Query, QueryInt, json_response, page
 from api.once import once
 from api.print_schemas import PrintSchema, read_prints
 from api.reading import Room
 from auth import current_user_id, get_mine, mine
+from columns import currency_number
 from errors import Conflict, Invalid, TooManyRequests, UpstreamFailed
 from etsy_client import EtsyError, RateLimited, ReconnectNeeded
 from models import (

@@ -11,8 +11,9 @@ from flask import g
 from marshmallow import fields
 
 from api.fields import Body, Color, Id, Moment, Num, Ranged, RangedNum, Text, Word
-from api.lists import Columns, PageQuery, QueryInt, currency_number
+from api.lists import Columns, PageQuery, QueryInt
 from auth import current_user_id, mine_prepared
+from columns import currency_number
 from models import WAITING_STATUSES, PrintEvent, PrintStatus, ScheduledPrint, db
 
 

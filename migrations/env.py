@@ -32,5 +32,9 @@ with engine.connect() as connection:
         finally:
             driver.execute("PRAGMA foreign_keys=ON")
     else:
+        # A migration may take as long as it takes; the app's own limits are for requests.
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("SET lock_timeout = 0")
+        connection.commit()
         run(connection)
     connection.commit()

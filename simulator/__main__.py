@@ -7,6 +7,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Sequence
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from random import Random
 
@@ -36,16 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--announce",
         nargs="?",
-        const=f"{EVERYBODY}:{SSDP_PORT}",
+        const="",
         metavar="ADDRESS[:PORT]",
-        help=f"be found by SSDP; without an address by everybody on the network, UDP port {SSDP_PORT}",
+        help=f"be found by SSDP, on UDP port {SSDP_PORT} unless given; without an address by everybody on the network, "
+        "or by this computer alone where the printers listen on a loopback address",
     )
     chosen = parser.parse_args(arguments)
     try:
         replay = Replay.read(chosen.replay) if chosen.replay is not None else None
         captured = replay.model if replay is not None else None
         wanted = [find_model(name) for name in chosen.model or [captured or "P1S"]]
-        receiver = _receiver(chosen.announce) if chosen.announce is not None else None
+        receiver = _receiver(chosen.announce, chosen.host) if chosen.announce is not None else None
     except (OSError, ValueError) as problem:
         parser.error(str(problem))
     chance = Random(chosen.seed)
@@ -74,12 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _receiver(text: str) -> tuple[str, int]:
-    """Raises ValueError."""
+def _receiver(text: str, host: str) -> tuple[str, int]:
+    """Where announcements go, for printers that listen on `host`. Raises ValueError."""
     address, _, port = text.partition(":")
+    if not address:
+        address = host if ip_address(host).is_loopback else EVERYBODY
     if port and not port.isdecimal():
         raise ValueError(f"{text!r} is no ADDRESS:PORT")
-    return address, int(port or SSDP_PORT)
+    return str(IPv4Address(address)), int(port or SSDP_PORT)
 
 
 def print_table(printers: Sequence[SimulatedPrinter]) -> None:

@@ -83,8 +83,8 @@ class Faults:
     The connection:
     wrong_certificate: read at power-on. The last two are what a client whose clock is wrong sees of a good one.
     connection_limit: TCP connections beyond so many are refused (0: all are), in the way of `limit_answer`.
-    black_hole: new TCP connections are accepted without a word, and those there are fall silent: what the printer says
-        is lost, what it is told waits until the hole closes.
+    black_hole: new TCP connections are accepted without a word, now and ever after, and those there are fall silent:
+        what the printer says is lost, what it is told waits until the hole closes.
 
     Printing:
     recover_after_seconds: a print that a power cut ended goes on where it was, so long after power-on, as when

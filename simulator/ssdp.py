@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from ipaddress import IPv4Address
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -26,8 +27,9 @@ SERVICE = "urn:bambulab-com:device:3dprinter:1"
 class Announcer:
     """Announces one printer to the address `to` every so many real seconds, from the port it hears searches on.
 
-    `search_port` 0 takes a free one, read back under the same name. `location` is the address that is announced, the
-    printer's own unless given; `connect` is "lan" or "cloud", `bind` "free" or "occupied".
+    `search_port` 0 takes a free one, read back under the same name; so does None where `to` is a single address, since
+    a receiver on this computer would share its port with us and its datagrams too. `location` is the address that is
+    announced, the printer's own unless given; `connect` is "lan" or "cloud", `bind` "free" or "occupied".
     """
 
     def __init__(
@@ -37,13 +39,16 @@ class Announcer:
         to: tuple[str, int] = (EVERYBODY, SSDP_PORT),
         every_seconds: float = 5.0,
         search_host: str = "",
-        search_port: int = SSDP_PORT,
+        search_port: int | None = None,
         location: str | None = None,
         connect: str = "lan",
         bind: str = "free",
     ) -> None:
         self.printer = printer
         self.to = to
+        if search_port is None:
+            reaches_many = to[0] == EVERYBODY or IPv4Address(to[0]).is_multicast
+            search_port = SSDP_PORT if reaches_many else 0
         self.search_port = search_port
         self.location = location or printer.host
         self.connect = connect

@@ -282,7 +282,7 @@ def test_simulated_printers_of_every_model_are_found_by_their_announcement(
     ear = listen()
     row = models[model]
     printer = SimulatedPrinter(f"{row.serial_prefix}00A123456789", "12345678", model, name="Küche")
-    with Announcer(printer, to=ear.address, search_port=0):
+    with Announcer(printer, to=ear.address):
         heard = ear.next()
     printer.stop()
     assert (heard.serial, heard.host, heard.name) == (printer.serial, "127.0.0.1", "Küche")
@@ -296,7 +296,7 @@ def test_an_announcer_goes_on_announcing_and_stops_when_told(listen: Callable[..
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(5)
         printer = SimulatedPrinter("01P00A123456789", "12345678")
-        with Announcer(printer, to=receiver.getsockname(), every_seconds=0.01, search_port=0) as announcer:
+        with Announcer(printer, to=receiver.getsockname(), every_seconds=0.01) as announcer:
             heard = [receiver.recvfrom(4096) for _ in range(4)]
             own_port = announcer.search_port
         printer.stop()
@@ -313,6 +313,8 @@ def test_the_real_ports_and_addresses_are_the_defaults() -> None:
     announcer = Announcer(printer)
     printer.stop()
     assert (announcer.to, announcer.search_port) == (("255.255.255.255", 2021), 2021)
+    assert Announcer(printer, to=("239.255.255.250", 1990)).search_port == 2021
+    assert Announcer(printer, to=("127.0.0.1", 2021)).search_port == 0
     assert Discovery(lambda _: None, lambda: NOON).port == SSDP_PORT == 2021
     assert ("239.255.255.250", 2021) in EVERY_PRINTER
 
@@ -321,7 +323,7 @@ def test_a_search_is_answered_by_the_printers_it_reaches(listen: Callable[..., E
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
         nobody.bind(("127.0.0.1", 0))
         printers = [SimulatedPrinter(f"01P00A00000000{number}", "12345678") for number in (1, 2)]
-        announcers = [Announcer(one, to=nobody.getsockname(), search_port=0) for one in printers]
+        announcers = [Announcer(one, to=nobody.getsockname()) for one in printers]
         for announcer in announcers:
             announcer.start()
         try:
@@ -354,7 +356,7 @@ def test_somebody_elses_search_is_not_answered() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.bind(("127.0.0.1", 0))
         asker.settimeout(5)
-        with Announcer(printer, to=asker.getsockname(), search_port=0) as announcer:
+        with Announcer(printer, to=asker.getsockname()) as announcer:
             assert asker.recv(4096).startswith(b"NOTIFY")
             for kind in (b"urn:schemas-upnp-org:device:basic:1", b"\xff\xfe", b"ssdp:all"):
                 asker.sendto(b"M-SEARCH * HTTP/1.1\r\nST: " + kind + b"\r\n\r\n", ("127.0.0.1", announcer.search_port))

@@ -608,14 +608,14 @@ def test_a_replay_says_what_was_captured_at_its_times_and_nothing_else(
 ) -> None:
     client.pushall()
     ack = {"print": {"command": "stop", "sequence_id": "20002", "result": "SUCCESS"}}
-    events = [(10.0, pushed(gcode_state="RUNNING", mc_percent=40)), (2.0, ack), (25.0, pushed(mc_percent=41))]
-    replay = replayed(*events)
+    first, last = pushed(gcode_state="RUNNING", mc_percent=40), pushed(mc_percent=41)
+    replay = replayed((25.0, last), (2.0, ack), (10.0, first))
     assert replay.seconds == 25.0
     printer.replay(replay)
     printer.advance(9.9)
     assert client.messages.get(timeout=5) == ack
     printer.advance(0.2)
-    assert client.messages.get(timeout=5) == events[0][1]
+    assert client.messages.get(timeout=5) == first
     printer.advance(14)
     printer.swap_spool(0, 0, None)
     client.send("print", "project_file", **start_fields())
@@ -624,7 +624,7 @@ def test_a_replay_says_what_was_captured_at_its_times_and_nothing_else(
     assert (full["msg"], full["gcode_state"], full["mc_percent"], full["subtask_name"]) == (0, "RUNNING", 40, "")
     assert len(full["ams"]["ams"][0]["tray"]) == 4 and printer.starts == []
     printer.advance(100)
-    assert client.messages.get(timeout=5) == events[2][1]
+    assert client.messages.get(timeout=5) == last
     assert client.hears_nothing()
     printer.restart()
     again = Client(printer).listen()
