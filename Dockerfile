@@ -14,6 +14,8 @@ WORKDIR /app
 # .dockerignore decides what these patterns may see.
 COPY *.py ./
 COPY api/ api/
+COPY bambu/ bambu/
+COPY delivery/ delivery/
 COPY farm/ farm/
 COPY migrations/ migrations/
 COPY templates/ templates/

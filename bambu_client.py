@@ -13,13 +13,13 @@ from concurrent.futures import CancelledError, Future
 from datetime import datetime
 from typing import Any
 
-import bambu_commands as commands
-from bambu_commands import Answer, Command, StartOptions, StartOrder, explain
-from bambu_lifeline import Lifeline
+import bambu.commands as commands
+from bambu.commands import Answer, Command, StartOptions, StartOrder, explain
+from bambu.lifeline import Lifeline
+from bambu.session import Session
+from bambu.types import Heard, LinkStatus, LinkTimings, LinkView, PrinterAddress
+from bambu.wire import NotSent
 from bambu_report import PrinterState
-from bambu_session import Session
-from bambu_types import Heard, LinkStatus, LinkTimings, LinkView, PrinterAddress
-from bambu_wire import NotSent
 
 __all__ = [
     "Answer",
@@ -155,7 +155,7 @@ class PrinterLink:
         return self._ask(commands.change_filament(place, nozzle_temp=nozzle_temp, nozzle=nozzle))
 
     def set_filament(self, place: tuple[int, int], **what: Any) -> Answer:
-        """Tells the printer what is in a place; for `what` see bambu_commands.set_filament. Raises ValueError too."""
+        """Tells the printer what is in a place; for `what` see bambu.commands.set_filament. Raises ValueError too."""
         return self._ask(commands.set_filament(place, **what))
 
     def _ask(self, command: Command) -> Answer:

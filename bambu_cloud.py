@@ -2,7 +2,7 @@
 
 Read-only. Nothing here starts, stops or changes a print: the cloud takes such orders only with signatures that the
 vendor's own programs alone can make; this program ships no key and signs nothing. Commands go over the printer's own
-network (bambu_client), with Developer Mode on. Live status by MQTT is bambu_cloud_link.
+network (bambu_client), with Developer Mode on. Live status by MQTT is bambu.cloud_link.
 
 No Flask, no SQLAlchemy: plain values go in and come out. Every fault is a CloudError; none of them carries a password,
 a code or a token. Paths and habits are field notes of several independent programs: the vendor documents nothing.
@@ -18,9 +18,9 @@ from typing import Any
 
 import requests
 
-import bambu_cloud_reading as reading
-from bambu_cloud_http import CallBudget, CloudDoor, Reply
-from bambu_cloud_types import (
+import bambu.cloud_reading as reading
+from bambu.cloud_http import CallBudget, CloudDoor, Reply
+from bambu.cloud_types import (
     HOSTS,
     Challenged,
     CloudError,

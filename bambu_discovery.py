@@ -1,7 +1,7 @@
 """Finds Bambu Lab printers on the local network by what they broadcast, and asks for them where that is wanted.
 
 A convenience: broadcasts cross neither container bridges nor VLANs, so typing a printer's address is the way that
-always works. Nothing found is believed: see bambu_notice for what is let in, bambu_tls for who proves to be a printer.
+always works. Nothing found is believed: see bambu.notice for what is let in, bambu.tls for who proves to be a printer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
-from bambu_notice import DATAGRAM_LIMIT_BYTES, SERVICE, ConnectMode, FoundPrinter, read_notice
+from bambu.notice import DATAGRAM_LIMIT_BYTES, SERVICE, ConnectMode, FoundPrinter, read_notice
 
 __all__ = ["EVERY_PRINTER", "SSDP_PORT", "ConnectMode", "Discovery", "FoundPrinter"]
 

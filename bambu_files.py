@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from bambu_ftp import DataHangs, ImplicitFtp, SourceFailed, TooSlow
-from bambu_models import model_of_serial
-from bambu_tls import NO_AUTHORITY, IdentityRefused, PrinterTlsContext, Trust
-from bambu_wire import USER_NAME
+from bambu.ftp import DataHangs, ImplicitFtp, SourceFailed, TooSlow
+from bambu.models import model_of_serial
+from bambu.tls import NO_AUTHORITY, IdentityRefused, PrinterTlsContext, Trust
+from bambu.wire import USER_NAME
 
 _T = TypeVar("_T")
 _REMOTE_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,32}/)?[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")

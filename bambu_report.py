@@ -15,14 +15,14 @@ from typing import Any
 
 import orjson
 
-import bambu_meaning as meaning
-import bambu_values as values
-from bambu_keys import KEYS, take, words
-from bambu_meaning import Facts
-from bambu_models import PrinterModel, model_of_code, model_of_name, model_of_serial
-from bambu_spools import UNIT_KINDS, Spool, Unit
-from bambu_state import ACTIVE, UNKNOWN, Nozzle, PrinterActivity, PrinterState, Storage
-from bambu_values import Unreadable
+import bambu.meaning as meaning
+import bambu.values as values
+from bambu.keys import KEYS, take, words
+from bambu.meaning import Facts
+from bambu.models import PrinterModel, model_of_code, model_of_name, model_of_serial
+from bambu.spools import UNIT_KINDS, Spool, Unit
+from bambu.state import ACTIVE, UNKNOWN, Nozzle, PrinterActivity, PrinterState, Storage
+from bambu.values import Unreadable
 
 __all__ = [
     "ACTIVE",

@@ -24,10 +24,17 @@ from typing import Literal
 import certifi
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
-from mail_message import Attachment, Mail, compose, parse_address, parse_sender
-from mail_text import MailContext, MailKind, one_line, render_mail
-from pinned_http import AnswerTooLong, Bounds, PinnedConnections
-from webhook_target import BadWebhookUrl, Network, Resolver, check_webhook_url, checked_addresses, parse_webhook_url
+from delivery.mail_message import Attachment, Mail, compose, parse_address, parse_sender
+from delivery.mail_text import MailContext, MailKind, one_line, render_mail
+from delivery.pinned_http import AnswerTooLong, Bounds, PinnedConnections
+from delivery.webhook_target import (
+    BadWebhookUrl,
+    Network,
+    Resolver,
+    check_webhook_url,
+    checked_addresses,
+    parse_webhook_url,
+)
 
 __all__ = [
     "Attachment",

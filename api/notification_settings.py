@@ -13,9 +13,9 @@ from api.lists import json_response
 from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from channels import new_webhook_secret
+from delivery.webhook_target import check_webhook_url
 from models import Printer, PrintNotification, db
 from notifications import DEFAULTS
-from webhook_target import check_webhook_url
 
 blueprint = Room(
     "notifications", __name__, url_prefix="/api/bambu/notifications", description="Who is told what, printer by printer"

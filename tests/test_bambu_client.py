@@ -19,7 +19,10 @@ from typing import Any
 
 import pytest
 
-import bambu_commands as commands
+import bambu.commands as commands
+from bambu.lifeline import backoff_seconds
+from bambu.tls import IdentityRefused, PrinterTlsContext, Trust
+from bambu.wire import Wire
 from bambu_client import (
     Answer,
     Heard,
@@ -32,10 +35,7 @@ from bambu_client import (
     StartOrder,
     explain,
 )
-from bambu_lifeline import backoff_seconds
 from bambu_report import PrinterActivity, Storage
-from bambu_tls import IdentityRefused, PrinterTlsContext, Trust
-from bambu_wire import Wire
 from simulator import Authority, Faults, SimulatedPrinter, make_sliced_file
 
 SERIAL = "01P00A123456789"

@@ -18,8 +18,9 @@ import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import bambu.cloud_reading as reading
 import bambu_cloud
-import bambu_cloud_reading as reading
+from bambu.state import PrinterActivity
 from bambu_cloud import (
     HOSTS,
     BambuCloud,
@@ -38,7 +39,6 @@ from bambu_cloud import (
     WrongCode,
     WrongCredentials,
 )
-from bambu_state import PrinterActivity
 from simulator.cloud import CloudAccount, SimulatedCloud
 from simulator.machine import Machine
 from tests.wire import served

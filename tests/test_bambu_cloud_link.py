@@ -1,4 +1,4 @@
-"""bambu_cloud_link against a simulated cloud over real MQTT and TLS; its watch over one printer, by a clock of ours."""
+"""bambu.cloud_link against a simulated cloud over real MQTT and TLS; its watch over one printer, by a clock of ours."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from bambu.cloud_link import CloudLink
+from bambu.cloud_watch import CloudWatch
+from bambu.cloud_wire import CloudWire
+from bambu.commands import FULL_REPORT, PAUSE, RESUME_REPORTS, STOP, VERSION, Command
+from bambu.state import PrinterActivity
+from bambu.types import Heard, LinkStatus, LinkTimings
 from bambu_cloud import CloudHosts, CloudSession
-from bambu_cloud_link import CloudLink
-from bambu_cloud_watch import CloudWatch
-from bambu_cloud_wire import CloudWire
-from bambu_commands import FULL_REPORT, PAUSE, RESUME_REPORTS, STOP, VERSION, Command
-from bambu_state import PrinterActivity
-from bambu_types import Heard, LinkStatus, LinkTimings
 from simulator import Machine, SimulatedPrinter
 from simulator.cloud import CloudAccount, SimulatedCloud
 from simulator.sink_certificate import ThrowAwayCertificate

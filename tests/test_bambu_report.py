@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bambu_values as values
-from bambu_errors import Severity
+import bambu.values as values
+from bambu.errors import Severity
 from bambu_report import (
     Nozzle,
     PrinterActivity,

@@ -18,10 +18,10 @@ from hostile_urls import HOSTILE_NAMES, MALFORMED_URLS, SPECIAL_URLS
 from wire import GuardedListener, NameTable, served
 
 from channels import Attempt, WebhookSender, check_webhook_url, new_webhook_secret
-from pinned_http import Bounds, PinnedConnections
+from delivery.pinned_http import Bounds, PinnedConnections
+from delivery.webhook_target import Network, parse_webhook_url
 from simulator.sink_certificate import ThrowAwayCertificate
 from simulator.sinks import WebhookReceiver
-from webhook_target import Network, parse_webhook_url
 
 SECRET = new_webhook_secret()
 BODY = '{"type": "print.completed", "data": {"name": "Möbius"}}'.encode()

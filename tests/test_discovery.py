@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bambu_models
+import bambu.models
+from bambu.notice import DATAGRAM_LIMIT_BYTES, SERVICE, read_notice
 from bambu_discovery import EVERY_PRINTER, SSDP_PORT, ConnectMode, Discovery, FoundPrinter
-from bambu_notice import DATAGRAM_LIMIT_BYTES, SERVICE, read_notice
 from simulator import Announcer, SimulatedPrinter, models
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -286,7 +286,7 @@ def test_simulated_printers_of_every_model_are_found_by_their_announcement(
         heard = ear.next()
     printer.stop()
     assert (heard.serial, heard.host, heard.name) == (printer.serial, "127.0.0.1", "Küche")
-    assert heard.model is not None and heard.model == bambu_models.model_of_name(model).name  # type: ignore[union-attr]
+    assert heard.model is not None and heard.model == bambu.models.model_of_name(model).name  # type: ignore[union-attr]
     assert (heard.connect_mode, heard.is_bound, heard.firmware) == (ConnectMode.lan, False, row.firmware)
     assert ear.discovery.found() == (heard,)
 

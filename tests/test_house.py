@@ -282,11 +282,11 @@ def test_the_environment_is_read_in_settings_alone() -> None:
 # Where a thread that serves many would end with the fault of one, and where a fault is handed to whoever waits for it.
 BROAD = {
     "worker._guarded",
-    "bambu_lifeline._run",
-    "bambu_lifeline._call",
-    "bambu_requests.serve",
-    "bambu_cloud_link._run",
-    "bambu_cloud_link._call",
+    "bambu.lifeline._run",
+    "bambu.lifeline._call",
+    "bambu.requests.serve",
+    "bambu.cloud_link._run",
+    "bambu.cloud_link._call",
     "bambu_discovery._listen",
 }
 

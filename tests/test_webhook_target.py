@@ -9,7 +9,7 @@ from hostile_urls import MALFORMED_URLS, SPECIAL_URLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from webhook_target import Network, check_webhook_url, permitted
+from delivery.webhook_target import Network, check_webhook_url, permitted
 
 LOOPBACK: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.0/8"),)
 EVERYWHERE: tuple[Network, ...] = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))

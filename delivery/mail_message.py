@@ -14,7 +14,7 @@ from email.utils import format_datetime
 
 import idna
 
-from mail_text import one_line, without_controls
+from delivery.mail_text import one_line, without_controls
 
 # Not every server on the way takes 8-bit bodies, and smtplib does not ask whether the next one does.
 _SEVEN_BIT = SMTP.clone(cte_type="7bit")

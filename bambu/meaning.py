@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bambu_errors import CANCELLED, error_code, print_fault
-from bambu_models import PrinterModel
-from bambu_spools import EXTERNAL, EXTERNAL_LEFT, units_and_spools
-from bambu_state import ACTIVE, Nozzle, PrinterActivity, Storage
+from bambu.errors import CANCELLED, error_code, print_fault
+from bambu.models import PrinterModel
+from bambu.spools import EXTERNAL, EXTERNAL_LEFT, units_and_spools
+from bambu.state import ACTIVE, Nozzle, PrinterActivity, Storage
 
 Facts = dict[str, Any]
 

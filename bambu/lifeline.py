@@ -19,12 +19,12 @@ from datetime import datetime
 from typing import Any
 
 import bambu_report as report
-from bambu_commands import Answer
-from bambu_requests import Requests
-from bambu_session import Session
-from bambu_tls import NO_AUTHORITY, IdentityRefused, PrinterTlsContext, Trust
-from bambu_types import Heard, LinkStatus, LinkTimings, LinkView, PrinterAddress
-from bambu_wire import Ending, NotSent, Wire, unreachable
+from bambu.commands import Answer
+from bambu.requests import Requests
+from bambu.session import Session
+from bambu.tls import NO_AUTHORITY, IdentityRefused, PrinterTlsContext, Trust
+from bambu.types import Heard, LinkStatus, LinkTimings, LinkView, PrinterAddress
+from bambu.wire import Ending, NotSent, Wire, unreachable
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Lifeline:
             self._thread.join(wait_seconds)
 
     def post(self, act: Callable[[Session], Any]) -> Future[Any]:
-        """Has something done with the session, in the thread; see bambu_requests."""
+        """Has something done with the session, in the thread; see bambu.requests."""
         return self._requests.post(act)
 
     def _run(self) -> None:

@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bambu_tls import PrinterTlsContext
+from bambu.tls import PrinterTlsContext
 
 USER_NAME = "bblp"
 # A command must not leave the kernel's send buffer long after it was written, when a dead line comes back.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bambu_values import Unreadable, entries, mapping, whole_between
+from bambu.values import Unreadable, entries, mapping, whole_between
 
 
 class Severity(StrEnum):

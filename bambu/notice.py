@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
-import bambu_values as values
-from bambu_models import model_of_code, model_of_serial
+import bambu.values as values
+from bambu.models import model_of_code, model_of_serial
 
 SERVICE = "urn:bambulab-com:device:3dprinter:1"
 DATAGRAM_LIMIT_BYTES = 2048
@@ -42,7 +42,7 @@ class ConnectMode(StrEnum):
 class FoundPrinter:
     """A printer that announced itself. Nothing here is proven: only its certificate says who it is.
 
-    `model` is a name of bambu_models, `is_bound` whether it belongs to a cloud account, `signal_dbm` that of its Wi-Fi.
+    `model` is a name of bambu.models, `is_bound` whether it belongs to a cloud account, `signal_dbm` that of its Wi-Fi.
     What a printer did not say, or not readably, is None; without a name it goes by its serial number. Two are equal
     when they say the same; the signal and the times do not count.
     """

@@ -1,6 +1,6 @@
 """One MQTT connection to Bambu Lab's cloud for all of an account's printers. It never reconnects.
 
-As bambu_wire's it runs no loop: whoever holds its socket waits for it and calls `pump`.
+As bambu.wire's it runs no loop: whoever holds its socket waits for it and calls `pump`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bambu_cloud_types import CloudHosts, CloudSession
-from bambu_commands import FULL_REPORT, RESUME_REPORTS, VERSION, Command, numbered
-from bambu_wire import Ending
+from bambu.cloud_types import CloudHosts, CloudSession
+from bambu.commands import FULL_REPORT, RESUME_REPORTS, VERSION, Command, numbered
+from bambu.wire import Ending
 
 READS = (FULL_REPORT, RESUME_REPORTS, VERSION)
 _PACKETS_AT_ONCE = 32

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from webhook_target import Address, WebhookTarget
+from delivery.webhook_target import Address, WebhookTarget
 
 MAX_IDLE_CONNECTIONS = 64
 MAX_IDLE_SECONDS = 15.0

@@ -12,11 +12,11 @@ from datetime import datetime
 
 import orjson
 
-import bambu_commands as commands
+import bambu.commands as commands
 import bambu_report as report
-from bambu_commands import Answer, Command
-from bambu_types import Heard, LinkTimings
-from bambu_wire import NotSent, Wire
+from bambu.commands import Answer, Command
+from bambu.types import Heard, LinkTimings
+from bambu.wire import NotSent, Wire
 
 _UNSIGNED_REFUSED = frozenset(f"0502-40{number:02X}" for number in range(7, 13))
 _NO_FULL_REPORT = "connected, but the printer sends no full report: is the serial number right, capital letters too?"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-import bambu_values as values
-from bambu_cloud_types import (
+import bambu.values as values
+from bambu.cloud_types import (
     CloudFilament,
     CloudFirmware,
     CloudHistory,
@@ -23,9 +23,9 @@ from bambu_cloud_types import (
     PastPrint,
     Unavailable,
 )
-from bambu_models import model_of_code, model_of_name, model_of_serial
-from bambu_state import PrinterActivity
-from bambu_values import Unreadable
+from bambu.models import model_of_code, model_of_name, model_of_serial
+from bambu.state import PrinterActivity
+from bambu.values import Unreadable
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from bambu_session import Session
-from bambu_wire import NotSent
+from bambu.session import Session
+from bambu.wire import NotSent
 
 
 class Requests:

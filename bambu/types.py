@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from bambu_state import UNKNOWN, PrinterState
+from bambu.state import UNKNOWN, PrinterState
 
 _SERIAL = re.compile(r"[A-Za-z0-9]{1,40}")
 
 
 @dataclass(frozen=True, slots=True)
 class PrinterAddress:
-    """Where a printer is and how it is known to be that printer; see bambu_tls.Trust for the last two."""
+    """Where a printer is and how it is known to be that printer; see bambu.tls.Trust for the last two."""
 
     host: str
     serial: str

@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 
-from bambu_cloud_reading import SERIAL
-from bambu_cloud_types import HOSTS, CloudHosts, CloudSession
-from bambu_cloud_watch import CloudWatch
-from bambu_cloud_wire import CloudWire
-from bambu_commands import Command
-from bambu_lifeline import backoff_seconds
-from bambu_types import Heard, LinkStatus, LinkTimings, LinkView
-from bambu_wire import Ending
+from bambu.cloud_reading import SERIAL
+from bambu.cloud_types import HOSTS, CloudHosts, CloudSession
+from bambu.cloud_watch import CloudWatch
+from bambu.cloud_wire import CloudWire
+from bambu.commands import Command
+from bambu.lifeline import backoff_seconds
+from bambu.types import Heard, LinkStatus, LinkTimings, LinkView
+from bambu.wire import Ending
 
 _log = logging.getLogger(__name__)
 

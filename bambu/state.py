@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from bambu_errors import Fault
-from bambu_spools import Spool, Unit
+from bambu.errors import Fault
+from bambu.spools import Spool, Unit
 
 
 class PrinterActivity(StrEnum):
@@ -50,7 +50,7 @@ class PrinterState:
     `cancelled`: the print that ended was stopped by a person. `print_error` alone does not mean that a print stopped.
     `developer_mode`: False when the printer takes commands only from its maker's software; None until it is known.
     `feeding`: (ams_id, tray_id) of the filament in use.
-    `model`: a name of bambu_models. `wifi_dbm`: None on a cable.
+    `model`: a name of bambu.models. `wifi_dbm`: None on a cable.
     `faults_counted`: how many values were unreadable since the first message.
     """
 

@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import Any
 
 import bambu_report as report
-from bambu_commands import FULL_REPORT, RESUME_REPORTS, VERSION, Command
-from bambu_types import Heard, LinkStatus, LinkTimings, LinkView
-from bambu_values import Unreadable, whole_between
+from bambu.commands import FULL_REPORT, RESUME_REPORTS, VERSION, Command
+from bambu.types import Heard, LinkStatus, LinkTimings, LinkView
+from bambu.values import Unreadable, whole_between
 
 # A P1 suffers from full reports; only the one after our own connecting is free.
 FULL_REPORT_PAUSE_SECONDS = 300.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from bambu_state import PrinterActivity
+from bambu.state import PrinterActivity
 
 Region = Literal["global", "china"]
 
@@ -104,7 +104,7 @@ class TotpNeeded:
 
 @dataclass(frozen=True, slots=True)
 class CloudPrinter:
-    """A printer bound to the account. `model`: a name of bambu_models, else as the cloud calls it."""
+    """A printer bound to the account. `model`: a name of bambu.models, else as the cloud calls it."""
 
     serial: str
     name: str | None

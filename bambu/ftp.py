@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from bambu_tls import PrinterTlsContext
+from bambu.tls import PrinterTlsContext
 
 _CHUNK = 64 * 1024
 _LISTING_LIMIT_BYTES = 2 * 1024 * 1024

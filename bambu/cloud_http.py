@@ -21,8 +21,8 @@ from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 from urllib3.exceptions import HTTPError
 
-from bambu_cloud_reading import TOKEN, is_cookie, reason
-from bambu_cloud_types import Challenged, CloudError, LoginNeeded, RateLimited, Refused, Unavailable
+from bambu.cloud_reading import TOKEN, is_cookie, reason
+from bambu.cloud_types import Challenged, CloudError, LoginNeeded, RateLimited, Refused, Unavailable
 
 USER_AGENT = "print-farm/1"
 MAX_ANSWER_BYTES = 8 * 2**20

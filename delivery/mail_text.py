@@ -217,7 +217,7 @@ def _strong(text: str) -> Markup:
 
 def _environment(for_html: bool) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates" / "mail"),
+        loader=FileSystemLoader(Path(__file__).parents[1] / "templates" / "mail"),
         autoescape=for_html,
         undefined=StrictUndefined,
         trim_blocks=True,

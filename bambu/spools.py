@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bambu_values import (
+from bambu.values import (
     Unreadable,
     color,
     count,

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bambu_errors import DEVELOPER_MODE_OFF, error_code, sentence
-from bambu_spools import EXTERNAL, EXTERNAL_LEFT
-from bambu_values import Unreadable, text, whole
+from bambu.errors import DEVELOPER_MODE_OFF, error_code, sentence
+from bambu.spools import EXTERNAL, EXTERNAL_LEFT
+from bambu.values import Unreadable, text, whole
 
 _REMOTE_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,32}/)?[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._#-]{0,63}")

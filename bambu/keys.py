@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import bambu_meaning as meaning
-import bambu_values as values
-from bambu_errors import health_faults
-from bambu_meaning import Facts
-from bambu_spools import external_id, fold_tray, fold_trays, fold_units, without_absent_units
-from bambu_state import PrinterActivity
-from bambu_values import Unreadable
+import bambu.meaning as meaning
+import bambu.values as values
+from bambu.errors import health_faults
+from bambu.meaning import Facts
+from bambu.spools import external_id, fold_tray, fold_trays, fold_units, without_absent_units
+from bambu.state import PrinterActivity
+from bambu.values import Unreadable
 
 _ACTIVITIES = {
     "IDLE": PrinterActivity.idle,
