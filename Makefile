@@ -4,7 +4,8 @@
 
 VENV ?= .venv
 PYTHON ?=
-WORKERS ?= 2
+# More than cores: many tests wait for real printers, processes and servers.
+WORKERS ?= 4
 PYTHONS := python3.13 python3.12 python3.11 python3
 PY := $(VENV)/bin/python
 # The last thing written, so that an installation that broke off is not taken for a whole one.
@@ -40,8 +41,8 @@ demo: $(STAMP) ## From an Etsy order to a finished print, simulated (ONCE=1 ends
 	$(PY) demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(STAMP) ## All tests on SQLite, then those of the database on PostgreSQL (TEST_DATABASE_URL=... or its own)
-	$(PY) -m pytest -n $(WORKERS)
-	$(PY) -m pytest -n $(WORKERS) --postgresql -m "database and not prove"
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --postgresql -m "database and not prove"
 
 lint: $(STAMP) ## Check style, format and types
 	$(PY) -m ruff check .

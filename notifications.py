@@ -244,7 +244,8 @@ class Sender:
             kind,
             {
                 "printer_name": data["printer"]["name"],
-                "print_name": of_print.get("job_name"),
+                # A print made for an order carries the order's name in front; a mail names the order by itself.
+                "print_name": (of_print.get("job_name") or "").removeprefix(f"{order.get('label')} - ") or None,
                 "order_label": order.get("label"),
                 "buyer_name": order.get("buyer_name"),
                 "material": material.get("material_type") or of_print.get("material_type"),

@@ -13,6 +13,10 @@ configure_args = current_app.extensions["migrate"].configure_args
 def run(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=target_metadata, transactional_ddl=True, **configure_args)
     with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            # It may take as long as it takes. LOCAL: the connection goes back to the pool that serves requests.
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
         context.run_migrations()
         if connection.dialect.name == "sqlite":
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
@@ -32,9 +36,5 @@ with engine.connect() as connection:
         finally:
             driver.execute("PRAGMA foreign_keys=ON")
     else:
-        # A migration may take as long as it takes; the app's own limits are for requests.
-        connection.exec_driver_sql("SET statement_timeout = 0")
-        connection.exec_driver_sql("SET lock_timeout = 0")
-        connection.commit()
         run(connection)
     connection.commit()
