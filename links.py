@@ -80,7 +80,6 @@ class Links:
         self._by_connection: dict[int, Held] = {}
         self._leases: dict[str, Lease] = {}
         self._renewed_at: datetime | None = None
-        self._complained: dict[int, int] = {}
 
     def all(self) -> list[Held]:
         return list(self._by_connection.values())

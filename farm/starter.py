@@ -296,10 +296,10 @@ def start(
     except (StorageFault, OSError) as error:
         reason = error.reason if isinstance(error, StorageFault) else "the uploaded file is gone from our storage"
         return _give_back(intent, f"the file could not be sent to the printer: {reason}", now=clock())
-    if is_stopping.is_set():
-        return _give_back(intent, "stopping before it was started", now=clock())
     if not _hear_afresh(link, clock, fresh_report_seconds):
         return _give_back(intent, "the printer did not answer in time", now=clock())
+    if is_stopping.is_set():
+        return _give_back(intent, "stopping before it was started", now=clock())
     generation, heard_at = link.generation, link.full_heard_at
     order = _arm(intent, link.state, lease, clock(), rules)
     if order is None or heard_at is None:

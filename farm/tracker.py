@@ -137,6 +137,8 @@ def _why_failed(ours: ScheduledPrint, state: PrinterState, *, settled: bool) -> 
                 PrinterCommand.print_id == ours.id,
                 PrinterCommand.kind == CommandKind.stop,
                 PrinterCommand.state.in_((CommandState.sent, CommandState.done)),
+                # Not a stop of an earlier run of a print that was rescheduled.
+                PrinterCommand.requested_at >= ours.started_at,
             )
         )
     ).scalar_one()
@@ -154,7 +156,10 @@ def _settle_commands(printer: Printer, state: PrinterState, now: datetime) -> No
     """A command is done when the printer's own report shows it."""
     sent = db.session.execute(
         sa.select(PrinterCommand).where(
-            PrinterCommand.printer_id == printer.id, PrinterCommand.state == CommandState.sent
+            PrinterCommand.printer_id == printer.id,
+            PrinterCommand.state == CommandState.sent,
+            # A test of the connection is answered by what it finds, not by a report.
+            PrinterCommand.kind != CommandKind.test,
         )
     ).scalars()
     for command in sent:

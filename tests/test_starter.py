@@ -91,6 +91,7 @@ class Bench:
             self.printer_id, print_file_id=self.file["id"], material_type="PLA", estimated_grams=20, status="scheduled"
         )["id"]
         self.link, self.storage = LinkOf(clock), StorageOf()
+        self.is_stopping = threading.Event()
         with farm.database():
             db.session.execute(sa.update(Printer).values(plate_state=PlateState.clear))
             self.hear()
@@ -118,7 +119,7 @@ class Bench:
                 lease=lease or keep_leases("the worker", [SERIAL], now=self.clock())[SERIAL],
                 clock=self.clock,
                 rules=starter.StartRules.from_settings(self.farm.app.extensions["parts"].settings),
-                is_stopping=threading.Event(),
+                is_stopping=self.is_stopping,
                 fresh_report_seconds=0.05,
             )
             return intent.print_id if intent is not None else None
@@ -248,6 +249,13 @@ def test_a_worker_that_lost_its_lease_claims_nothing(bench: Bench) -> None:
     take_over(bench)
     assert bench.start(lease) is None
     assert bench.link.published == [] and bench.intents() == []
+
+
+def test_no_start_leaves_once_the_worker_was_told_to_stop(bench: Bench) -> None:
+    bench.link.on_fresh_report = bench.is_stopping.set
+    bench.start()
+    assert bench.link.published == []
+    assert bench.intents() == [IntentState.withdrawn]
 
 
 def test_without_a_fresh_report_nothing_is_started(bench: Bench) -> None:

@@ -247,6 +247,40 @@ def test_a_command_is_done_when_the_report_shows_it(track: Track, kind: CommandK
         assert (track.status, track.failed_reason) == ("failed", "stopped by a person")
 
 
+def add_command(track: Track, kind: CommandKind, state: CommandState) -> None:
+    with track.farm.database():
+        now = track.clock()
+        db.session.add(
+            PrinterCommand(
+                user_id=track.farm.user["id"],
+                printer_id=track.bench.printer_id,
+                print_id=None if kind is CommandKind.test else track.bench.print_id,
+                kind=kind,
+                state=state,
+                requested_at=now,
+                expires_at=now + timedelta(seconds=20),
+            )
+        )
+        db.session.commit()
+
+
+def test_a_test_of_the_connection_does_not_disturb_the_tracking(track: Track) -> None:
+    add_command(track, CommandKind.test, CommandState.sent)
+    track.hear("printing")
+    assert track.status == "started"
+    assert _command_state(track.farm) is CommandState.sent
+
+
+def test_a_stop_of_an_earlier_run_does_not_explain_a_later_failure(track: Track) -> None:
+    add_command(track, CommandKind.stop, CommandState.done)
+    track.clock.forward(seconds=1)
+    track.hear("printing")
+    track.hear("failed")
+    track.clock.forward(seconds=10)
+    track.hear("failed")
+    assert track.failed_reason == "the printer reports a failure without a reason"
+
+
 def _command_state(farm: Farm) -> CommandState:
     with farm.database():
         return db.session.execute(sa.select(PrinterCommand.state)).scalar_one()
