@@ -138,6 +138,25 @@ class CommandKind(StrEnum):
     resume = "resume"
     stop = "stop"
     test = "test"
+    speed = "speed"
+    light = "light"
+    clear_error = "clear_error"
+    change_filament = "change_filament"
+    set_filament = "set_filament"
+
+
+class CloudRegion(StrEnum):
+    world = "global"
+    china = "china"
+
+
+class CloudLoginState(StrEnum):
+    """What a login to Bambu Lab's cloud needs next; `connected` needs nothing."""
+
+    connected = "connected"
+    code_needed = "code_needed"
+    totp_needed = "totp_needed"
+    login_needed = "login_needed"
 
 
 class CommandState(StrEnum):
@@ -408,6 +427,7 @@ class PrinterConnection(db.Model):
         sa.UniqueConstraint("user_id", "id"),
         sa.UniqueConstraint("printer_id"),
         _belongs("printer_id", "printers"),
+        _belongs("cloud_account_id", "cloud_accounts"),
         _in("port", 1, 65535),
         _in("ftps_port", 1, 65535),
     )
@@ -421,6 +441,7 @@ class PrinterConnection(db.Model):
     serial_number: Mapped[str | None] = mapped_column(sa.String(64))
     access_code_sealed: Mapped[str | None] = mapped_column(sa.Text)
     cloud_token_sealed: Mapped[str | None] = mapped_column(sa.Text)
+    cloud_account_id: Mapped[int | None] = mapped_column(index=True)
     fingerprint: Mapped[str | None] = mapped_column(sa.String(64))
     # Some A1 firmware hangs when the FTPS data channel is encrypted; found out once, remembered.
     clear_data: Mapped[bool] = mapped_column(default=False)
@@ -442,6 +463,49 @@ class PrinterConnection(db.Model):
 
     def secret_owner(self, column: str) -> str:
         return f"printer_connections.{column}:{self.user_id}:{self.printer_id}"
+
+
+class CloudAccount(db.Model):
+    """A login to Bambu Lab's cloud: begun, good, or over. It only reads; see `bambu_cloud`."""
+
+    __tablename__ = "cloud_accounts"
+    __table_args__ = (sa.UniqueConstraint("user_id", "id"), sa.UniqueConstraint("user_id", "region", "account"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(_owner())
+    region: Mapped[CloudRegion] = mapped_column(words(CloudRegion, "region"), default=CloudRegion.world)
+    # As the person logs in: an e-mail address, in China also a phone number; the uid for a pasted token.
+    account: Mapped[str] = mapped_column(sa.String(255))
+    uid: Mapped[str | None] = mapped_column(sa.String(32))
+    state: Mapped[CloudLoginState] = mapped_column(words(CloudLoginState, "state"))
+    state_reason: Mapped[str | None] = mapped_column(sa.Text)
+    token_sealed: Mapped[str | None] = mapped_column(sa.Text)
+    refresh_token_sealed: Mapped[str | None] = mapped_column(sa.Text)
+    # What ties the authenticator's code to the password that was right; good for minutes.
+    tfa_key_sealed: Mapped[str | None] = mapped_column(sa.Text)
+    token_expires_at: Mapped[datetime | None]
+    # Raised with every new token: the worker closes a link that was opened with an older one.
+    version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+    def secret_owner(self, column: str) -> str:
+        return f"cloud_accounts.{column}:{self.user_id}:{self.region}:{self.account}"
+
+
+class DiscoveredPrinter(db.Model):
+    """A printer that announced itself in the worker's network. Nothing here is proven: anybody can send such words."""
+
+    __tablename__ = "discovered_printers"
+    serial_number: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    host: Mapped[str] = mapped_column(sa.String(255))
+    model: Mapped[str | None] = mapped_column(sa.String(64))
+    name: Mapped[str] = mapped_column(sa.String(255))
+    connect_mode: Mapped[str | None] = mapped_column(sa.String(16))
+    is_bound: Mapped[bool | None]
+    firmware: Mapped[str | None] = mapped_column(sa.String(64))
+    signal_dbm: Mapped[int | None]
+    heard_at: Mapped[datetime]
+    forget_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class PrinterGate(db.Model):
@@ -778,6 +842,7 @@ class PrinterCommand(db.Model):
     printer_id: Mapped[int]
     print_id: Mapped[int | None]
     kind: Mapped[CommandKind] = mapped_column(words(CommandKind, "kind"))
+    arguments: Mapped[dict[str, Any] | None]
     state: Mapped[CommandState] = mapped_column(words(CommandState, "state"), default=CommandState.requested)
     reason: Mapped[str | None] = mapped_column(sa.Text)
     result: Mapped[dict[str, Any] | None]

@@ -29,7 +29,7 @@ from tests.whole_farm import BODIES, NEVER_USED_ID, NO_REFERENCES, WholeFarm, fi
 pytestmark = pytest.mark.usefixtures("app")
 
 # What belongs to nobody: which worker is alive, and which holds which machine (two accounts may have entered the same).
-SHARED = {"printer_gates", "worker_presences"}
+SHARED = {"discovered_printers", "printer_gates", "worker_presences"}
 OWNER, STRANGER = "QZOWNERQZ", "QZOTHERQZ"
 
 

@@ -1,0 +1,1 @@
+"""The steps of the schema, and what they need on SQLite."""
