@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry, relationship
 
-from columns import Cost, Grams, Money, UtcDateTime, words
+from columns import Cost, Grams, Money, Scaled, UtcDateTime, words
 
 MAX_ID = 2**31 - 1
 SLOTS_PER_UNIT = 4
@@ -207,6 +207,8 @@ class User(db.Model):
     password_hash: Mapped[str | None] = mapped_column(sa.String(255))
     currency: Mapped[str] = mapped_column(sa.String(3), default="USD")
     timezone: Mapped[str] = mapped_column(sa.String(64), default="UTC")
+    # When somebody is there to clear plates, by weekday in the user's zone: {"mon": [["08:00", "17:30"]]}; None is always.
+    staffed_hours: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
 
 
@@ -352,6 +354,7 @@ class PrintFile(db.Model):
     file_name: Mapped[str] = mapped_column(sa.String(255))
     sha256: Mapped[str] = mapped_column(sa.String(64), index=True)
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    # What the slicer wrote about each plate; see farm.print_files.PlateFacts.
     plates: Mapped[list[Any]]
     created_at: Mapped[datetime]
 
@@ -405,9 +408,11 @@ class Printer(db.Model):
     location: Mapped[str | None] = mapped_column(sa.String(255))
     notes: Mapped[str | None] = mapped_column(sa.Text)
     auto_start: Mapped[bool] = mapped_column(default=False)
-    plate_state: Mapped[PlateState] = mapped_column(words(PlateState, "plate_state"), default=PlateState.unknown)
-    # The print whose parts lie on the plate, so that a late "cleared" cannot clear the next one.
-    plate_print_id: Mapped[int | None]
+    nozzle_diameter_mm: Mapped[Decimal | None] = mapped_column(Scaled(2))
+    # A paused queue starts nothing new; what runs goes on.
+    queue_paused_at: Mapped[datetime | None]
+    # What the printer calls a running print that is none of ours: told once, and never touched.
+    foreign_print: Mapped[str | None] = mapped_column(sa.String(255))
     deleted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
@@ -417,6 +422,11 @@ class Printer(db.Model):
         foreign_keys="PrinterConnection.printer_id",
         uselist=False,
     )
+
+    @property
+    def plate_state(self) -> PlateState:
+        gate = self.connection.gate if self.connection else None
+        return gate.plate_state if gate else PlateState.unknown
 
 
 class PrinterConnection(db.Model):
@@ -459,6 +469,11 @@ class PrinterConnection(db.Model):
         back_populates="connection",
         primaryjoin="PrinterConnection.printer_id == Printer.id",
         foreign_keys="PrinterConnection.printer_id",
+    )
+    gate: Mapped[PrinterGate | None] = relationship(
+        primaryjoin="PrinterConnection.serial_number == PrinterGate.serial_number",
+        foreign_keys="PrinterConnection.serial_number",
+        viewonly=True,
     )
 
     def secret_owner(self, column: str) -> str:
@@ -510,13 +525,18 @@ class DiscoveredPrinter(db.Model):
 
 class PrinterGate(db.Model):
     """A physical printer, by its serial number: two accounts may have entered the same machine. Who holds it, and since
-    which epoch; a holder's lease runs out by itself."""
+    which epoch; a holder's lease runs out by itself. What lies on its plate, whoever printed it."""
 
     __tablename__ = "printer_gates"
     serial_number: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     owner: Mapped[str | None] = mapped_column(sa.String(64), index=True)
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(default=0)
+    plate_state: Mapped[PlateState] = mapped_column(words(PlateState, "plate_state"), default=PlateState.unknown)
+    # The print of ours whose parts lie on the plate, so that a late "cleared" cannot clear the next one.
+    plate_print_id: Mapped[int | None]
+    # The last that was given out: start commands to one machine never share an id, whichever account sends them.
+    last_submission_id: Mapped[int] = mapped_column(default=0)
 
 
 class WorkerPresence(db.Model):
@@ -632,6 +652,34 @@ class PrintNotification(db.Model):
         return f"print_notifications.{column}:{self.user_id}:{self.printer_id}"
 
 
+class PrintBatch(db.Model):
+    """So many pieces of one plate; its prints are made as they are needed, and a failed one is owed again."""
+
+    __tablename__ = "print_batches"
+    __table_args__ = (
+        sa.UniqueConstraint("user_id", "id"),
+        _belongs("printer_id", "printers"),
+        _belongs("print_file_id", "print_files"),
+        _in("plate", 1, 1000),
+        _in("quantity", 1, 10000),
+        _in("units_per_plate", 1, 10000),
+        _in("priority", -1000, 1000),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(_owner())
+    name: Mapped[str] = mapped_column(sa.String(255))
+    printer_id: Mapped[int]
+    print_file_id: Mapped[int | None] = mapped_column(index=True)
+    plate: Mapped[int] = mapped_column(default=1)
+    quantity: Mapped[int]
+    units_per_plate: Mapped[int] = mapped_column(default=1)
+    priority: Mapped[int] = mapped_column(default=0)
+    # A batch that was cancelled owes nothing any more.
+    cancelled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
 class ScheduledPrint(db.Model):
     __tablename__ = "scheduled_prints"
     __table_args__ = (
@@ -640,6 +688,16 @@ class ScheduledPrint(db.Model):
         _belongs("order_id", "orders"),
         _belongs("order_item_id", "order_items"),
         _belongs("print_file_id", "print_files"),
+        _belongs("batch_id", "print_batches"),
+        # What the scheduler looks at, however long the history is.
+        sa.Index(
+            "ix_scheduled_prints_waiting",
+            "printer_id",
+            "status",
+            sqlite_where=sa.text("status IN ('queued', 'scheduled') AND deleted_at IS NULL"),
+            postgresql_where=sa.text("status IN ('queued', 'scheduled') AND deleted_at IS NULL"),
+        ),
+        sa.Index("ix_scheduled_prints_batch_id", "batch_id"),
         sa.Index("ix_scheduled_prints_user_id_printer_id_status", "user_id", "printer_id", "status"),
         sa.Index("ix_scheduled_prints_user_id_order_id", "user_id", "order_id"),
         sa.Index("ix_scheduled_prints_order_item_id", "order_item_id"),
@@ -655,12 +713,16 @@ class ScheduledPrint(db.Model):
         _in("print_speed", 1, 2000),
         _in("priority", -1000, 1000),
         _in("progress_percent", 0, 100),
+        _in("units", 1, 10000),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(_owner())
     printer_id: Mapped[int]
     order_id: Mapped[int | None]
     order_item_id: Mapped[int | None]
+    batch_id: Mapped[int | None]
+    # How many pieces lie on the plate when it is done.
+    units: Mapped[int] = mapped_column(default=1)
     job_name: Mapped[str] = mapped_column(sa.String(255))
     file_name: Mapped[str | None] = mapped_column(sa.String(255))
     print_file_id: Mapped[int | None]
@@ -680,6 +742,12 @@ class ScheduledPrint(db.Model):
     priority: Mapped[int] = mapped_column(default=0)
     notes: Mapped[str | None] = mapped_column(sa.Text)
     waiting_reason: Mapped[str | None] = mapped_column(sa.Text)
+    # A person holds it back; it keeps its place in the queue.
+    held_at: Mapped[datetime | None]
+    # The interlocks that a person overrode for its next start, by name.
+    overrides: Mapped[list[Any] | None]
+    # Why somebody should look at the printer: nobody can say from here what became of the print.
+    needs_look: Mapped[str | None] = mapped_column(sa.Text)
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
     failed_reason: Mapped[str | None] = mapped_column(sa.Text)
@@ -822,6 +890,17 @@ class StartIntent(db.Model):
     mapping: Mapped[list[Any]]
     state: Mapped[IntentState] = mapped_column(words(IntentState, "state"), default=IntentState.claimed)
     reason: Mapped[str | None] = mapped_column(sa.Text)
+    # What each interlock read when the start was armed, by name.
+    checks: Mapped[dict[str, Any] | None]
+    # Who armed it, by which holding of the printer.
+    owner: Mapped[str | None] = mapped_column(sa.String(64))
+    epoch: Mapped[int | None]
+    # A person took the print back while its file was on the way.
+    is_cancelled: Mapped[bool] = mapped_column(default=False)
+    # A silent printer is asked once for a full report.
+    report_asked_at: Mapped[datetime | None]
+    # From the upload until its absence was seen: a file left behind has started by itself hours later.
+    is_file_on_printer: Mapped[bool] = mapped_column(default=False)
     claimed_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
     confirmed_at: Mapped[datetime | None]

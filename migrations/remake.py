@@ -16,10 +16,10 @@ def is_sqlite() -> bool:
     return op.get_bind().dialect.name == "sqlite"
 
 
-def remake(table: str, *edits: tuple[str, str]) -> None:
+def remake(table: str, *edits: tuple[str, str], values: dict[str, str] | None = None) -> None:
     """SQLite: make `table` anew with each `(before, after)` of its CREATE statement replaced; rows and indexes stay.
 
-    An empty `before` adds a constraint at the end.
+    An empty `before` adds a constraint at the end. `values`: SQL for what columns of the new table hold in old rows.
 
     Raises:
         ValueError: the statement does not hold a `before` exactly once.
@@ -28,11 +28,13 @@ def remake(table: str, *edits: tuple[str, str]) -> None:
     (statement,) = connection.execute(
         sa.text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = :table"), {"table": table}
     ).one()
+    # One spelling, whoever wrote the table: SQLAlchemy leaves blanks at line ends, a table made anew has none.
+    statement = re.sub(r",\s*\n\s*", ",\n\t", statement)
     indexes = connection.execute(
         sa.text("SELECT sql FROM sqlite_master WHERE type = 'index' AND tbl_name = :table AND sql IS NOT NULL"),
         {"table": table},
     ).scalars()
-    names = [row.name for row in connection.exec_driver_sql(f'PRAGMA table_info("{table}")')]
+    before_names = [row.name for row in connection.exec_driver_sql(f'PRAGMA table_info("{table}")')]
     highest = connection.execute(
         sa.text("SELECT seq FROM sqlite_sequence WHERE name = :table"), {"table": table}
     ).scalar_one_or_none()
@@ -48,9 +50,11 @@ def remake(table: str, *edits: tuple[str, str]) -> None:
     if count != 1:
         raise ValueError(f"{table}: an unknown CREATE statement")
     index_statements = list(indexes)
-    columns = ", ".join(f'"{name}"' for name in names)
     connection.exec_driver_sql(new)
-    connection.exec_driver_sql(f'INSERT INTO "{draft}" ({columns}) SELECT {columns} FROM "{table}"')
+    after_names = {row.name for row in connection.exec_driver_sql(f'PRAGMA table_info("{draft}")')}
+    taken = {name: f'"{name}"' for name in before_names if name in after_names} | (values or {})
+    columns = ", ".join(f'"{name}"' for name in taken)
+    connection.exec_driver_sql(f'INSERT INTO "{draft}" ({columns}) SELECT {", ".join(taken.values())} FROM "{table}"')
     connection.exec_driver_sql(f'DROP TABLE "{table}"')
     connection.exec_driver_sql(f'ALTER TABLE "{draft}" RENAME TO "{table}"')
     for index in index_statements:
