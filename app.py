@@ -24,20 +24,25 @@ import database
 import errors
 from api import (
     accounts,
+    batches,
     connections,
     docs,
     etsy_login,
     materials,
     notification_settings,
     orders,
+    plans,
     print_files,
     printers,
     prints,
     probes,
     product_profiles,
+    queue,
+    schedule,
 )
 from api.context import Parts
 from api.reading import Room
+from farm.bell import hang_bell
 from farm.materials import StageLimits
 from models import MAX_ID
 from settings import Settings, SettingsError
@@ -51,11 +56,15 @@ ROOMS: tuple[Room, ...] = (
     printers.blueprint,
     connections.blueprint,
     orders.blueprint,
+    plans.blueprint,
+    schedule.blueprint,
     product_profiles.blueprint,
     print_files.blueprint,
     materials.blueprint,
     notification_settings.blueprint,
     prints.blueprint,
+    queue.blueprint,
+    batches.blueprint,
     probes.blueprint,
 )
 # The only routes without a token; whatever is not in here is closed.
@@ -137,6 +146,7 @@ def create_app(
         limits=StageLimits.from_settings(settings),
     )
     database.init_app(app)
+    hang_bell(app)
     errors.init_app(app)
     app.before_request(print_files.allow_large_upload)
     auth.init_app(app, settings, clock, PUBLIC_ENDPOINTS)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import selectinload
 
 from errors import Conflict, Invalid, NotFound
 from etsy_client import EtsyClient, ReconnectNeeded, Tokens, Unauthorized
 from farm.order_import import BadReceipt, ImportedOrder, read_receipt
+from farm.order_plan import AUTO, USUAL_RULES, OrderPlan, PlanRules, plan_order
+from farm.order_prints import link_profiles, nothing_fits, order_to_print, plan_chain, printable_lines
 from farm.orders import PrintOfOrder, prints_of, production_status_of
-from farm.planner import PlanRefused, find_profile, plan_prints
+from farm.planner import PlannedPrint
+from farm.staffed import MINUTE
 from models import (
-    OPEN_STATUSES,
     Customer,
     EtsyLogin,
     Order,
@@ -28,8 +30,8 @@ from models import (
     OrderStatus,
     Printer,
     PrintEvent,
+    PrintFile,
     ProductionStatus,
-    ProductProfile,
     ScheduledPrint,
     Shop,
     User,
@@ -287,110 +289,44 @@ def _upsert_customer(user_id: int, imported: ImportedOrder, now: datetime) -> in
     return customer.id
 
 
-def link_profiles(user_id: int, lines: Iterable[OrderItem]) -> dict[OrderItem, ProductProfile | None]:
-    """Find and note the product profile of each line that has none yet; one query, however many lines."""
-    lines = list(lines)
-    linked = [line.profile_id for line in lines if line.profile_id]
-    missing = [line for line in lines if line.profile_id is None]
-    profiles = (
-        db.session.execute(
-            sa.select(ProductProfile)
-            .where(
-                ProductProfile.user_id == user_id,
-                sa.or_(
-                    ProductProfile.id.in_(linked),
-                    ProductProfile.sku.in_([line.sku for line in missing if line.sku]),
-                    ProductProfile.etsy_listing_id.in_(
-                        [line.etsy_listing_id for line in missing if line.etsy_listing_id]
-                    ),
-                    ProductProfile.product_name.in_([line.title for line in missing]),
-                ),
-            )
-            .options(joinedload(ProductProfile.print_file))
-        )
-        .scalars()
-        .all()
-    )
-    by_id = {profile.id: profile for profile in profiles}
-    found: dict[OrderItem, ProductProfile | None] = {}
-    for line in lines:
-        profile = by_id.get(line.profile_id) if line.profile_id else find_profile(line, profiles)
-        found[line] = profile
-        if profile is not None and line.profile_id is None:
-            line.profile_id = profile.id
-    return found
-
-
-def printable_lines(order: Order) -> tuple[list[OrderItem], list[OrderItem]]:
-    """(lines to print, digital lines that are skipped)."""
-    return [line for line in order.items if not line.is_digital], [line for line in order.items if line.is_digital]
-
-
 def schedule_order_prints(
     user_id: int,
     order_id: int,
-    printer_id: int,
+    printer_id: int | str,
     material_type: str | None = None,
     start_offset_minutes: int = 0,
     *,
     now: datetime | None = None,
-    buffer_minutes: int = 15,
+    rules: PlanRules = USUAL_RULES,
 ) -> list[ScheduledPrint]:
-    """The chained prints of an order on one printer, all or none. Adds and flushes; the caller commits.
+    """The prints of an order, all or none: chained on one printer, or with "auto" spread over all of the user's so that
+    the order is done first. Adds and flushes; the caller commits.
 
     `now` is the present time unless given.
 
     Raises:
         NotFound: the order or the printer is not this user's.
-        Conflict: the order is unpaid, cancelled, refunded or shipped, its prints are still open, or every line is
-            digital.
+        Conflict: the order is unpaid, cancelled, refunded or shipped, its prints are still open, every line is
+            digital, or no printer fits.
         Invalid: a quantity that cannot be planned.
     """
     now = now or datetime.now(UTC)
-    # Locked against being removed meanwhile, and before the order: the worker takes them in this order, too.
-    printer_exists = db.session.execute(
-        sa.select(Printer.id)
-        .where(Printer.user_id == user_id, Printer.id == printer_id, Printer.deleted_at.is_(None))
-        .with_for_update(read=True)
-    ).scalar_one_or_none()
-    order = db.session.execute(
-        sa.select(Order)
-        .where(Order.user_id == user_id, Order.id == order_id)
-        .options(selectinload(Order.items))
-        .with_for_update(of=Order)
-    ).scalar_one_or_none()
-    if order is None or printer_exists is None:
-        raise NotFound
-    _refuse_unprintable(order)
+    # Printers first: locked against being removed meanwhile, and the worker takes them in this order, too.
+    _lock_printers(user_id, printer_id)
+    order = order_to_print(user_id, order_id, is_to_be_locked=True)
     before = prints_of(order)
-    if any(each.status in OPEN_STATUSES and not each.is_deleted for each in before):
-        raise Conflict("This order already has prints that are not finished.", code="already_scheduled")
-    lines, digital = printable_lines(order)
-    if not lines:
-        raise Conflict(
-            "Every line of this order is digital." if digital else "This order has no lines.", code="nothing_to_print"
-        )
-    profiles = link_profiles(user_id, lines)
-    try:
-        planned = plan_prints(
-            order.label,
-            [(line, profiles[line]) for line in lines],
-            now=now,
-            start_offset_minutes=start_offset_minutes,
-            buffer_minutes=buffer_minutes,
-            material_type=material_type,
-        )
-    except PlanRefused as error:
-        raise Invalid({error.field: [str(error)]}, str(error)) from None
+    planned, files = plan_chain(order, before, now, material_type, start_offset_minutes, rules, note_profiles=True)
+    where: list[dict[str, Any]] = [{"printer_id": printer_id}] * len(planned)
+    if printer_id == AUTO:
+        plan = _plan(order, planned, files, printer_id, now, start_offset_minutes, rules)
+        if not plan.fits:
+            raise nothing_fits(plan)
+        where = [{"printer_id": run.printer_id, "material_slot": run.material_slot} for run in plan.runs]
+        planned = [run.planned for run in plan.runs]
     prints = add_prints(
         [
-            {
-                "user_id": user_id,
-                "printer_id": printer_id,
-                "order_id": order_id,
-                **{name: getattr(each, name) for name in each.__slots__},
-            }
-            for each in planned
+            {"user_id": user_id, "order_id": order_id, **at, **{name: getattr(each, name) for name in each.__slots__}}
+            for each, at in zip(planned, where, strict=True)
         ],
         at=now,
     )
@@ -399,14 +335,68 @@ def schedule_order_prints(
     return prints
 
 
-def _refuse_unprintable(order: Order) -> None:
-    reason = None
-    if order.production_status is ProductionStatus.shipped or order.status is OrderStatus.completed:
-        reason = "shipped"
-    elif order.status is not OrderStatus.paid:
-        reason = "not paid" if order.status is OrderStatus.open else order.status.value
-    if reason:
-        raise Conflict(f"This order is {reason}: nothing to print.", code="order_not_printable")
+def plan_order_prints(
+    user_id: int,
+    order_id: int,
+    printer_id: int | str,
+    material_type: str | None = None,
+    start_offset_minutes: int = 0,
+    *,
+    now: datetime,
+    rules: PlanRules = USUAL_RULES,
+) -> OrderPlan:
+    """What `schedule_order_prints` would make of the same arguments, and when it would run. Raises the same, but for a
+    plan that fits nowhere, which is an answer. Reads; changes nothing."""
+    if printer_id != AUTO:
+        _find_printer(user_id, printer_id)
+    order = order_to_print(user_id, order_id, is_to_be_locked=False)
+    planned, files = plan_chain(
+        order, prints_of(order), now, material_type, start_offset_minutes, rules, note_profiles=False
+    )
+    plan = _plan(order, planned, files, printer_id, now, start_offset_minutes, rules)
+    return replace(plan, skipped=tuple(line.id for line in printable_lines(order)[1]))
+
+
+def _find_printer(user_id: int, printer_id: int | str) -> None:
+    found = sa.select(Printer.id).where(
+        Printer.user_id == user_id, Printer.id == printer_id, Printer.deleted_at.is_(None)
+    )
+    if db.session.execute(found).scalar_one_or_none() is None:
+        raise NotFound
+
+
+def _lock_printers(user_id: int, printer_id: int | str) -> None:
+    mine = sa.select(Printer.id).where(Printer.user_id == user_id, Printer.deleted_at.is_(None))
+    if printer_id != AUTO:
+        chosen = mine.where(Printer.id == printer_id).with_for_update(read=True)
+        # An order of somebody else's is not found either, and must not be told from this.
+        if db.session.execute(chosen).scalar_one_or_none() is None:
+            raise NotFound
+        return
+    # One spread at a time, or two orders would go into the same gap.
+    db.session.execute(sa.select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+    db.session.execute(mine.order_by(Printer.id).with_for_update(read=True)).all()
+
+
+def _plan(
+    order: Order,
+    planned: Sequence[PlannedPrint],
+    files: dict[int, PrintFile],
+    printer_id: int | str,
+    now: datetime,
+    start_offset_minutes: int,
+    rules: PlanRules,
+) -> OrderPlan:
+    return plan_order(
+        order,
+        db.session.get_one(User, order.user_id),
+        planned,
+        files,
+        None if printer_id == AUTO else int(printer_id),
+        now=now,
+        earliest=now + start_offset_minutes * MINUTE,
+        rules=rules,
+    )
 
 
 def add_prints(values: Sequence[dict[str, Any]], *, at: datetime) -> list[ScheduledPrint]:

@@ -207,7 +207,7 @@ class User(db.Model):
     password_hash: Mapped[str | None] = mapped_column(sa.String(255))
     currency: Mapped[str] = mapped_column(sa.String(3), default="USD")
     timezone: Mapped[str] = mapped_column(sa.String(64), default="UTC")
-    # When somebody is there to clear plates, by weekday in the user's zone: {"mon": [["08:00", "17:30"]]}; None is always.
+    # When somebody is there to clear plates, in the user's zone: {"mon": [["08:00", "17:30"]]}; None is always.
     staffed_hours: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
 
@@ -781,17 +781,22 @@ class ScheduledPrint(db.Model):
             raise ValueError("a failed print needs a reason")
         if before in ENDED_STATUSES:
             self.started_at = self.completed_at = self.failed_reason = self.progress_percent = None
-            self.used_grams = self.material_cost = None
+            self.used_grams = self.material_cost = self.needs_look = None
+        if status is PrintStatus.queued and self.overrides is not None:
+            # They were said of one start, which does not come.
+            self.overrides = None
         if status is PrintStatus.started:
             self.started_at = at
         if status in ENDED_STATUSES:
-            self.completed_at = at
+            self.completed_at, self.needs_look = at, None
         if status is PrintStatus.failed:
             self.failed_reason = reason
         if status is PrintStatus.completed:
             self.progress_percent = 100
         if status is not PrintStatus.scheduled:
             self.waiting_reason = None
+        if status not in WAITING_STATUSES:
+            self.held_at = None
         self.status = status
         self.updated_at = at
         event = PrintEvent(
@@ -876,6 +881,8 @@ class StartIntent(db.Model):
             postgresql_where=sa.text("state IN ('claimed', 'uploading', 'armed', 'published', 'unknown')"),
         ),
         sa.Index("ix_start_intents_print_id", "print_id"),
+        # The files to be taken off printers, among all that were ever sent.
+        sa.Index("ix_start_intents_is_file_on_printer", "is_file_on_printer"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(_owner())
@@ -895,8 +902,6 @@ class StartIntent(db.Model):
     # Who armed it, by which holding of the printer.
     owner: Mapped[str | None] = mapped_column(sa.String(64))
     epoch: Mapped[int | None]
-    # A person took the print back while its file was on the way.
-    is_cancelled: Mapped[bool] = mapped_column(default=False)
     # A silent printer is asked once for a full report.
     report_asked_at: Mapped[datetime | None]
     # From the upload until its absence was seen: a file left behind has started by itself hours later.

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Response, g, request
-from marshmallow import ValidationError, fields
+from marshmallow import ValidationError, fields, validate, validates_schema
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from api import context
@@ -15,6 +15,7 @@ from api.lists import json_response
 from api.reading import Room
 from auth import accounts, current_user
 from errors import Conflict, Unauthorized
+from farm.staffed import MAX_INTERVALS, BadHours, read_hours, zone_names
 from models import Shop, User, db
 
 blueprint = Room("accounts", __name__, url_prefix="/api/auth", description="Accounts and tokens")
@@ -31,6 +32,32 @@ class ShopSchema(Body):
     currency = fields.String(required=True)
 
 
+WALL_TIME = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"
+
+
+def Day() -> fields.List:
+    """The intervals of a weekday, `["08:00", "17:30"]` each; one that ends at or before its begin ends the next day."""
+    interval = fields.List(
+        Text(5, 5, pattern=WALL_TIME, fault="Not a time like 08:00."), validate=validate.Length(equal=2)
+    )
+    return fields.List(interval, validate=validate.Length(max=MAX_INTERVALS))
+
+
+class StaffedHoursSchema(Body):
+    """When somebody is there to clear plates, by weekday in the account's time zone. A day left out has no hours."""
+
+    mon, tue, wed, thu, fri, sat, sun = Day(), Day(), Day(), Day(), Day(), Day(), Day()
+
+    @validates_schema(skip_on_field_errors=False)
+    def check_hours(self, data: dict[str, Any], **kwargs: Any) -> None:
+        # A time that is none has its own fault, and has been left out here.
+        whole = {day: intervals for day, intervals in data.items() if all(len(each) == 2 for each in intervals)}
+        try:
+            read_hours(whole)
+        except BadHours as error:
+            raise ValidationError(error.faults) from None
+
+
 class UserSchema(Body):
     id = fields.Integer(required=True)
     email = fields.String(required=True, allow_none=True)
@@ -38,6 +65,7 @@ class UserSchema(Body):
     shops = fields.List(fields.Nested(ShopSchema), required=True)
     currency = fields.String(required=True)
     timezone = fields.String(required=True)
+    staffed_hours = fields.Nested(StaffedHoursSchema, required=True, allow_none=True)
     created_at = Moment(required=True)
 
 
@@ -82,6 +110,18 @@ class RefreshRequest(Body):
     refresh_token = Text(1, 4000, required=True, load_only=True)
 
 
+def _check_zone(value: str) -> None:
+    if value not in zone_names():
+        raise ValidationError("Not a time zone like Europe/Berlin.")
+
+
+class UserChange(Body):
+    username = Text()
+    currency = Text(3, 3, pattern=r"^[A-Z]{3}$", fault="Not an ISO 4217 code.")
+    timezone = Text(1, 64, validate=[_check_zone], metadata={"description": "A name of the tz database"})
+    staffed_hours = fields.Nested(StaffedHoursSchema, allow_none=True, metadata={"description": "None: always"})
+
+
 class Message(Body):
     message = fields.String(required=True)
 
@@ -98,6 +138,7 @@ def represent_user(user: User) -> dict[str, Any]:
         ],
         "currency": user.currency,
         "timezone": user.timezone,
+        "staffed_hours": user.staffed_hours,
         "created_at": user.created_at,
     }
 
@@ -171,3 +212,16 @@ def log_out() -> Response:
 def get_user() -> Response:
     """The account of the token."""
     return json_response(represent_user(current_user()))
+
+
+@blueprint.put("/user")
+@blueprint.arguments(UserChange)
+@blueprint.response(200, UserSchema)
+def change_user(data: dict[str, Any]) -> Response:
+    """Change the account of the token: its name, currency, time zone, and when somebody is there to clear plates."""
+    user = current_user()
+    for name, value in data.items():
+        setattr(user, name, value)
+    answer = represent_user(user)
+    db.session.commit()
+    return json_response(answer)

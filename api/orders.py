@@ -13,15 +13,17 @@ from marshmallow import ValidationError, fields, validate
 
 import etsy_api
 from api import context
-from api.fields import Body, Id, Moment, Num, Ranged, RangedNum, Text, Word
+from api.fields import Body, Moment, Num, Ranged, RangedNum, Text, Word
 from api.lists import Columns, PageQuery, Query, QueryInt, json_response, page
 from api.once import once
+from api.plans import ScheduleRequest, Skipped, plan_rules, skipped_lines
 from api.print_schemas import PrintSchema, read_prints
 from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from columns import currency_number
 from errors import Conflict, Invalid, TooManyRequests, UpstreamFailed
 from etsy_client import EtsyError, RateLimited, ReconnectNeeded
+from farm.order_prints import link_profiles
 from models import (
     Customer,
     Order,
@@ -253,7 +255,7 @@ def add_order(data: dict[str, Any]) -> Response:
         raise Invalid({"items": ["The total is out of range."]})
     db.session.add(order)
     db.session.flush()
-    etsy_api.link_profiles(user_id, order.items)
+    link_profiles(user_id, order.items)
     return json_response(_one(order.id), 201)
 
 
@@ -263,17 +265,6 @@ def get_order(order_id: int) -> Response:
     """One order with its lines."""
     get_mine(Order, order_id)
     return json_response(_one(order_id))
-
-
-class ScheduleRequest(Body):
-    printer_id = Id(required=True)
-    material_type = Text(allow_none=True)
-    start_offset_minutes = Ranged(0, 525_600, load_default=0)
-
-
-class Skipped(Body):
-    order_item_id = fields.Integer(required=True)
-    reason = fields.String(required=True)
 
 
 class ScheduleAnswer(Body):
@@ -287,7 +278,8 @@ class ScheduleAnswer(Body):
 @blueprint.arguments(ScheduleRequest)
 @blueprint.response(201, ScheduleAnswer)
 def schedule_prints(data: dict[str, Any], order_id: int) -> Response:
-    """Queue the prints of an order on a printer, one after the other. All or nothing."""
+    """Queue the prints of an order: on one printer, one after the other, or with "auto" on whichever printers have it
+    done first. All or nothing."""
     user_id = current_user_id()
     prints = etsy_api.schedule_order_prints(
         user_id,
@@ -296,7 +288,7 @@ def schedule_prints(data: dict[str, Any], order_id: int) -> Response:
         data.get("material_type"),
         data["start_offset_minutes"],
         now=context.now(),
-        buffer_minutes=context.settings().chain_buffer_minutes,
+        rules=plan_rules(),
     )
     rows = read_prints([each.id for each in prints])
     digital = db.session.execute(
@@ -305,7 +297,7 @@ def schedule_prints(data: dict[str, Any], order_id: int) -> Response:
     answer = {
         "message": f"Scheduled {len(rows)} print jobs",
         "prints": rows,
-        "skipped": [{"order_item_id": item_id, "reason": "digital: nothing to print"} for item_id in digital],
+        "skipped": skipped_lines(list(digital)),
     }
     return json_response(answer, 201)
 

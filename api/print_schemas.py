@@ -8,12 +8,13 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import g
-from marshmallow import fields
+from marshmallow import ValidationError, fields, validate
 
 from api.fields import Body, Color, Id, Moment, Num, Ranged, RangedNum, Text, Word
 from api.lists import Columns, PageQuery, QueryInt
 from auth import current_user_id, mine_prepared
 from columns import currency_number
+from farm.interlocks import OVERRIDABLE, Interlock
 from models import WAITING_STATUSES, PrintEvent, PrintStatus, ScheduledPrint, db
 
 
@@ -28,7 +29,7 @@ COLUMNS = Columns(
     *("scheduled_start", "estimated_duration_minutes", "material_type", "material_color", "material_slot"),
     *("nozzle_temp", "bed_temp", "print_speed", "priority", "notes", "waiting_reason", "started_at", "completed_at"),
     *("failed_reason", "progress_percent", "estimated_grams", "used_grams", "material_cost"),
-    *("created_at", "updated_at"),
+    *("batch_id", "units", "held_at", "overrides", "needs_look", "created_at", "updated_at"),
     finish=_finish,
 )
 
@@ -81,6 +82,11 @@ class PrintSchema(Body):
     estimated_grams = Num(required=True, allow_none=True)
     used_grams = Num(required=True, allow_none=True)
     material_cost = Num(required=True, allow_none=True, metadata={"description": "In the account's currency"})
+    batch_id = fields.Integer(required=True, allow_none=True)
+    units = fields.Integer(required=True, metadata={"description": "Pieces on the plate when it is done"})
+    held_at = Moment(required=True, allow_none=True, metadata={"description": "Since when a person holds it back"})
+    overrides = fields.List(fields.String(), required=True, allow_none=True)
+    needs_look = fields.String(required=True, allow_none=True)
     created_at = Moment(required=True)
     updated_at = Moment(required=True)
 
@@ -95,6 +101,12 @@ class PrintEventSchema(Body):
     reason = fields.String(required=True, allow_none=True)
     details = fields.Dict(required=True)
     at = Moment(required=True)
+
+
+def check_twice(ids: Sequence[int]) -> None:
+    """Raises ValidationError for an id that stands twice in a list."""
+    if len(set(ids)) != len(ids):
+        raise ValidationError("An id stands twice in it.")
 
 
 class _Settable(Body):
@@ -132,6 +144,33 @@ class PrintChange(_Settable):
     used_grams = RangedNum(0, 100_000)
 
 
+# In the order of the interlocks themselves; a set has none.
+OVERRIDABLE_WORDS = tuple(lock for lock in Interlock if lock in OVERRIDABLE)
+
+
+class StartRequest(Body):
+    override = fields.List(
+        Word(Interlock, only=OVERRIDABLE_WORDS),
+        load_default=list,
+        validate=validate.Length(max=len(OVERRIDABLE_WORDS)),
+        metadata={"description": "Interlocks that a person answers for at this start"},
+    )
+
+
+class Retry(Body):
+    scheduled_start = Moment(allow_none=True)
+    printer_id = Id()
+
+
+class QueueOrder(Body):
+    print_ids = fields.List(
+        Id(),
+        required=True,
+        validate=[validate.Length(max=10_000), check_twice],
+        metadata={"uniqueItems": True, "description": "All that waits on the printer, in the order to run"},
+    )
+
+
 class PrintsQuery(PageQuery):
     status = Word(PrintStatus)
 
@@ -139,6 +178,7 @@ class PrintsQuery(PageQuery):
 class AllPrintsQuery(PrintsQuery):
     printer_id = QueryInt()
     order_id = QueryInt()
+    batch_id = QueryInt()
     id = QueryInt()
 
 

@@ -12,28 +12,33 @@ from marshmallow import fields
 
 from api import context
 from api.connection_fields import INLINE_FIELDS, NewConnectionFields, make_connection
-from api.fields import Body, Bool, Id, Moment, Num, Text
+from api.fields import Body, Bool, Id, Moment, Num, RangedNum, Text
 from api.lists import PageQuery, json_response
 from api.once import once
 from api.print_schemas import Deleted
 from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Conflict
+from farm.gates import clear, gate_of
 from farm.live import is_live
 from models import (
     OPEN_STATUSES,
     ConnectionType,
+    IntentState,
     PlateState,
     Printer,
     PrinterConnection,
+    PrinterGate,
     PrintStatus,
     ScheduledPrint,
+    StartIntent,
     db,
 )
 
 blueprint = Room("printers", __name__, url_prefix="/api/printers", description="The user's printers")
 
 UTILIZATION_WINDOW = timedelta(days=7)
+RUNNING_STATES = ("preparing", "printing", "paused")
 
 
 class CurrentPrint(Body):
@@ -53,6 +58,8 @@ class PrinterSchema(Body):
     status = fields.String(required=True, metadata={"description": "A state of PrinterStatus, or offline, or none"})
     current_job = fields.Nested(CurrentPrint, required=True, allow_none=True)
     auto_start = fields.Boolean(required=True)
+    nozzle_diameter_mm = Num(required=True, allow_none=True)
+    queue_paused_at = Moment(required=True, allow_none=True, metadata={"description": "Since when nothing new starts"})
     plate_state = fields.Enum(PlateState, by_value=True, required=True)
     utilization_pct = Num(required=True, metadata={"description": "Printing time of the last 7 days"})
     created_at = Moment(required=True)
@@ -65,6 +72,9 @@ class PrinterChange(Body):
     location = Text(allow_none=True)
     notes = Text(0, 2000, allow_none=True)
     auto_start = Bool()
+    nozzle_diameter_mm = RangedNum(
+        0.1, 2, allow_none=True, metadata={"description": "For a printer whose reports do not tell it"}
+    )
 
 
 class NewPrinter(PrinterChange, NewConnectionFields):
@@ -122,6 +132,8 @@ def _represent_one(
         if running
         else None,
         "auto_start": printer.auto_start,
+        "nozzle_diameter_mm": printer.nozzle_diameter_mm,
+        "queue_paused_at": printer.queue_paused_at,
         "plate_state": printer.plate_state,
         "utilization_pct": round(100 * busy.get(printer.id, timedelta()) / UTILIZATION_WINDOW, 1),
         "created_at": printer.created_at,
@@ -148,7 +160,7 @@ def _printing_time(printer_ids: Sequence[int], at: datetime) -> dict[int, timede
     return busy
 
 
-def _answer(printer: Printer, status: int = 200) -> Response:
+def answer_printer(printer: Printer, status: int = 200) -> Response:
     db.session.flush()
     return json_response(_represent([printer])[0], status)
 
@@ -182,14 +194,14 @@ def add_printer(data: dict[str, Any]) -> Response:
     db.session.flush()
     if inline:
         db.session.add(make_connection(printer, inline, at=at, vault=context.vault()))
-    return _answer(printer, 201)
+    return answer_printer(printer, 201)
 
 
 @blueprint.get("/<id:printer_id>")
 @blueprint.response(200, PrinterSchema)
 def get_printer(printer_id: int) -> Response:
     """One printer."""
-    return _answer(get_mine(Printer, printer_id))
+    return answer_printer(get_mine(Printer, printer_id))
 
 
 @blueprint.put("/<id:printer_id>")
@@ -201,7 +213,7 @@ def change_printer(data: dict[str, Any], printer_id: int) -> Response:
     for name, value in data.items():
         setattr(printer, name, value)
     printer.updated_at = context.now()
-    response = _answer(printer)
+    response = answer_printer(printer)
     db.session.commit()
     return response
 
@@ -228,13 +240,13 @@ def remove_printer(printer_id: int) -> Response:
     return json_response({"message": "Printer removed", "id": printer_id})
 
 
-def _last_print(printer: Printer) -> ScheduledPrint | None:
-    """The print whose parts lie on the plate, even when it was taken off the lists."""
-    if printer.plate_print_id is None:
+def _last_print(gate: PrinterGate) -> ScheduledPrint | None:
+    """The print of this user whose parts lie on the plate, even when it was taken off the lists."""
+    if gate.plate_print_id is None:
         return None
     return db.session.execute(
         sa.select(ScheduledPrint).where(
-            ScheduledPrint.user_id == current_user_id(), ScheduledPrint.id == printer.plate_print_id
+            ScheduledPrint.user_id == current_user_id(), ScheduledPrint.id == gate.plate_print_id
         )
     ).scalar_one_or_none()
 
@@ -245,21 +257,41 @@ def _last_print(printer: Printer) -> ScheduledPrint | None:
 def clear_plate(data: dict[str, Any], printer_id: int) -> Response:
     """Say that the plate is empty. Names the last print, so that a late click cannot clear the next one."""
     printer = get_mine(Printer, printer_id, for_update=True)
-    last, named = _last_print(printer), data["print_id"]
+    gate = gate_of(printer)
+    if gate is None:
+        raise Conflict("This printer has no connection: nothing is started on it from here.", code="no_connection")
+    last, named = _last_print(gate), data["print_id"]
     if named is not None and (last is None or named != last.id):
         get_mine(ScheduledPrint, named)
     # One that was deleted is on no list any more: then null names it as well.
     if named != (last.id if last else None) and not (named is None and last is not None and last.deleted_at):
         raise Conflict("Another print lies on the plate by now. Look again.", code="another_print_on_plate")
-    running = db.session.execute(
-        mine(ScheduledPrint, sa.func.count()).where(
-            ScheduledPrint.printer_id == printer_id, ScheduledPrint.status == PrintStatus.started
-        )
-    ).scalar_one()
-    if running:
+    if _is_printing(printer, gate):
         raise Conflict("A print is running on this printer.", code="print_running")
-    printer.plate_state, printer.plate_print_id = PlateState.clear, None
+    clear(gate)
     printer.updated_at = context.now()
-    response = _answer(printer)
+    response = answer_printer(printer)
     db.session.commit()
     return response
+
+
+def _is_printing(printer: Printer, gate: PrinterGate) -> bool:
+    """By our rows, by what it was last heard to say, or because a start has been sent to it."""
+    running = sa.select(
+        sa.exists().where(
+            ScheduledPrint.printer_id == printer.id,
+            ScheduledPrint.status == PrintStatus.started,
+            ScheduledPrint.deleted_at.is_(None),
+        )
+    )
+    sent = sa.select(
+        sa.exists().where(
+            StartIntent.printer_id.in_(
+                sa.select(PrinterConnection.printer_id).where(PrinterConnection.serial_number == gate.serial_number)
+            ),
+            StartIntent.state == IntentState.published,
+        )
+    )
+    connection = printer.connection
+    says = (connection.snapshot or {}).get("state") if connection and is_live(connection, context.now()) else None
+    return says in RUNNING_STATES or any(db.session.execute(each).scalar_one() for each in (running, sent))

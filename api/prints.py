@@ -6,6 +6,7 @@ own; `/queue` takes the printer's, every other sub-path the print's.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from flask import Response
 
 from api import context, printer_commands
-from api.lists import Listing, PageQuery, bare_list, bare_page, json_response
+from api.lists import PageQuery, bare_list, json_response
 from api.once import once
 from api.print_schemas import (
     COLUMNS,
@@ -26,23 +27,24 @@ from api.print_schemas import (
     PrintEventSchema,
     PrintSchema,
     PrintsQuery,
+    StartRequest,
     read_prints,
 )
 from api.reading import Room
-from auth import current_user_id, get_mine, mine, mine_prepared
+from auth import current_user_id, get_mine, mine
 from errors import Conflict, Invalid, NotFound, UpstreamFailed
 from etsy_api import add_prints
-from farm import starter
+from farm import readiness, starter
 from farm.live import is_live
 from farm.moves import delete_print, move_print
 from farm.orders import settle_production_status
-from farm.status import state_from_snapshot
+from farm.print_files import NotPrintable, plate_numbers, plate_of
+from farm.queue import override
 from models import (
     ENDED_STATUSES,
     LEGAL_MOVES,
     OPEN_INTENT_STATES,
     SENDING_STATES,
-    WAITING_STATUSES,
     CommandKind,
     IllegalMove,
     IntentState,
@@ -62,25 +64,11 @@ blueprint = Room(
 )
 
 NEWEST_FIRST = (ScheduledPrint.created_at.desc(), ScheduledPrint.id.desc())
-# The order in which they will run; false sorts before true, so a print without a start time comes first.
-RUN_ORDER = (
-    ScheduledPrint.priority.desc(),
-    ScheduledPrint.scheduled_start.is_not(None),
-    ScheduledPrint.scheduled_start,
-    ScheduledPrint.id,
-)
-# Polled by every open page: built once.
-QUEUE = Listing(
-    COLUMNS,
-    mine_prepared(ScheduledPrint)
-    .where(ScheduledPrint.printer_id == sa.bindparam("printer"), ScheduledPrint.status.in_(WAITING_STATUSES))
-    .order_by(*RUN_ORDER),
-)
 RUNNING_STATES = ("preparing", "printing", "paused")
 REFERENCES: dict[str, Any] = {"printer_id": Printer, "order_id": Order, "print_file_id": PrintFile}
 
 
-def _check_references(data: dict[str, Any], before: ScheduledPrint | None = None) -> None:
+def check_references(data: dict[str, Any], before: ScheduledPrint | None = None) -> None:
     """Raises NotFound for the first id in a body that is not this user's, and Invalid for a plate not in its file."""
     for name, model in REFERENCES.items():
         if data.get(name) is not None:
@@ -91,19 +79,26 @@ def _check_references(data: dict[str, Any], before: ScheduledPrint | None = None
     if file_id is None:
         return
     file = get_mine(PrintFile, file_id)
-    if data.get("plate", before.plate if before else 1) not in file.plates:
-        raise Invalid({"plate": [f"The file has no such plate; it has {', '.join(map(str, file.plates))}."]})
+    plate, numbers = data.get("plate", before.plate if before else 1), plate_numbers(file)
+    if plate not in numbers:
+        raise Invalid({"plate": [f"The file has no such plate; it has {', '.join(map(str, numbers))}."]})
     if "print_file_id" in data:
         data.setdefault("file_name", file.file_name)
+    if before is None or (file_id, plate) != (before.print_file_id, before.plate):
+        _fill_in(data, file, plate)
 
 
-def _say_why_it_waits(released: ScheduledPrint, at: datetime) -> None:
-    """The first interlock that holds a released print, as far as it is known here; the worker knows it better soon."""
-    if released.status is not PrintStatus.scheduled:
-        return
-    printer = get_mine(Printer, released.printer_id)
-    state = state_from_snapshot(printer.connection.snapshot if printer.connection else None)
-    released.waiting_reason = starter.why_not(released, printer, state, now=at, rules=context.start_rules())
+def _fill_in(data: dict[str, Any], file: PrintFile, plate: int) -> None:
+    """What the slicer wrote about the plate, for each value that was not sent; one sent as null stays null."""
+    # A file of before whose plates cannot be read says so when it is to be started.
+    with contextlib.suppress(NotPrintable):
+        for name, value in plate_of(file, plate, context.settings().files_dir).print_settings().items():
+            data.setdefault(name, value)
+
+
+def say_why_it_waits(waiting: ScheduledPrint, at: datetime) -> None:
+    rules = context.start_rules()
+    readiness.say_why_it_waits(waiting, now=at, missed_window=rules.missed_window, limits=rules.limits)
 
 
 @blueprint.get("")
@@ -112,7 +107,7 @@ def _say_why_it_waits(released: ScheduledPrint, at: datetime) -> None:
 def list_all_prints(args: dict[str, Any]) -> Response:
     """Prints across all of the user's printers, newest first."""
     query = mine(ScheduledPrint).order_by(*NEWEST_FIRST)
-    for name in ("printer_id", "order_id", "id", "status"):
+    for name in ("printer_id", "order_id", "batch_id", "id", "status"):
         if name in args:
             query = query.where(getattr(ScheduledPrint, name) == args[name])
     return bare_list(COLUMNS, query, args["limit"], args["offset"])
@@ -126,11 +121,11 @@ def add_print(data: dict[str, Any]) -> Response:
     """Queue a print on a printer. `scheduled` releases it: it runs when its time has come and the printer is free."""
     # Locked, so that a printer which is being removed at this moment gets no print any more.
     get_mine(Printer, data["printer_id"], for_update=True)
-    _check_references(data)
+    check_references(data)
     at = context.now()
     created = add_prints([{"user_id": current_user_id(), **data}], at=at)[0]
     settle_production_status(created.user_id, created.order_id, at=at)
-    _say_why_it_waits(created, at)
+    say_why_it_waits(created, at)
     return json_response(read_prints([created.id])[0], 201)
 
 
@@ -139,26 +134,14 @@ def add_print(data: dict[str, Any]) -> Response:
 @blueprint.response(200, PrintSchema(many=True))
 def list_prints(args: dict[str, Any], printer_id: int) -> Response:
     """All prints of a printer, newest first. Takes a printer's id."""
-    _require_printer(printer_id)
+    require_printer(printer_id)
     query = mine(ScheduledPrint).where(ScheduledPrint.printer_id == printer_id).order_by(*NEWEST_FIRST)
     if "status" in args:
         query = query.where(ScheduledPrint.status == args["status"])
     return bare_list(COLUMNS, query, args["limit"], args["offset"])
 
 
-@blueprint.get("/<id:printer_id>/queue")
-@blueprint.arguments(PageQuery, location="query")
-@blueprint.response(200, PrintSchema(many=True))
-def get_queue(args: dict[str, Any], printer_id: int) -> Response:
-    """What is queued and scheduled on a printer, in the order in which it will run. Takes a printer's id."""
-    rows, total = QUEUE.page(args["limit"], args["offset"], mine=current_user_id(), printer=printer_id)
-    if not total:
-        # A printer with waiting prints is there and theirs; only an empty queue needs the question.
-        _require_printer(printer_id)
-    return bare_page(rows, total, args["limit"], args["offset"])
-
-
-def _require_printer(printer_id: int) -> None:
+def require_printer(printer_id: int) -> None:
     """`get_mine` without making an object: the lists that a page polls need only to know that it is theirs."""
     if db.session.execute(mine(Printer, Printer.id).where(Printer.id == printer_id)).scalar() is None:
         raise NotFound
@@ -177,7 +160,7 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
     reason, used_grams = data.pop("failed_reason", None), data.pop("used_grams", None)
     target = changed.status if status is None else status
     _check_combination(target, status, reason, used_grams)
-    _check_references(data, changed)
+    check_references(data, changed)
     if status is None and changed.status in ENDED_STATUSES and (reason is not None or used_grams is not None):
         raise _print_ended()
     moving_to = None if status is changed.status else status
@@ -190,13 +173,15 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
     data = {name: value for name, value in data.items() if getattr(changed, name) != value}
     _refuse_late_edit(changed, moving_to, data)
     at = context.now()
+    if moving_to is PrintStatus.queued and not starter.take_back(changed, now=at):
+        raise _start_under_way()
     before_order = changed.order_id
     _edit(changed, data)
     if moving_to is not None:
         starter.settle_by_person(changed, moving_to, now=at)
         move_print(changed, moving_to, at=at, limits=context.limits(), reason=reason, used_grams=used_grams)
     if moving_to is not None or (data and not _has_intent(changed, OPEN_INTENT_STATES)):
-        _say_why_it_waits(changed, at)
+        say_why_it_waits(changed, at)
     if data:
         changed.updated_at = at
     if changed.order_id != before_order:
@@ -233,8 +218,8 @@ def _refuse_contradiction(changed: ScheduledPrint, status: PrintStatus, printer_
     """The table of moves first, then what the printer itself says where it can be heard."""
     if status not in LEGAL_MOVES[changed.status]:
         raise IllegalMove(changed.status, status)
-    if changed.status is PrintStatus.scheduled and _is_being_sent(changed):
-        raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
+    if changed.status is PrintStatus.scheduled and status is not PrintStatus.queued and is_being_sent(changed):
+        raise _start_under_way()
     if status is PrintStatus.queued and printer_id == changed.printer_id and changed.printer.deleted_at is not None:
         raise Conflict("Its printer was removed. Send the printer_id of another one.", code="printer_removed")
     connection = _connection_to(printer_id)
@@ -256,15 +241,19 @@ def _refuse_late_edit(changed: ScheduledPrint, moving_to: PrintStatus | None, da
         raise _print_ended()
     if changed.status is PrintStatus.started and data.get("printer_id", changed.printer_id) != changed.printer_id:
         raise Conflict("A started print stays on its printer.", code="print_started")
-    if _is_being_sent(changed):
-        raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
+    if is_being_sent(changed):
+        raise _start_under_way()
+
+
+def _start_under_way() -> Conflict:
+    return Conflict("This print is being sent to the printer right now.", code="start_under_way")
 
 
 def _print_ended() -> Conflict:
     return Conflict("A print that has ended changes only together with status queued.", code="print_ended")
 
 
-def _is_being_sent(of_print: ScheduledPrint) -> bool:
+def is_being_sent(of_print: ScheduledPrint) -> bool:
     return _has_intent(of_print, SENDING_STATES)
 
 
@@ -312,9 +301,9 @@ def remove_print(print_id: int) -> Response:
         except Conflict as error:
             raise UpstreamFailed(f"Nothing was changed: {error.sentence}", code="not_confirmed") from None
     deleted = get_mine(ScheduledPrint, print_id, for_update=True)
-    if _is_being_sent(deleted):
-        raise Conflict("This print is being sent to the printer right now.", code="start_under_way")
     at = context.now()
+    if not starter.take_back(deleted, now=at):
+        raise _start_under_way()
     starter.settle_by_person(deleted, PrintStatus.failed, now=at)
     delete_print(deleted, at=at)
     db.session.commit()
@@ -333,14 +322,22 @@ def list_events(args: dict[str, Any], print_id: int) -> Response:
 
 @blueprint.post("/<id:print_id>/start")
 @once
+@blueprint.arguments(StartRequest, required=False)
 @blueprint.response(200, PrintSchema)
-def start_print(print_id: int) -> Response:
-    """Release a queued print: it runs when its time has come, the printer is free and every interlock holds."""
-    started = get_mine(ScheduledPrint, print_id, for_update=True)
+def start_print(data: dict[str, Any], print_id: int) -> Response:
+    """Release a queued print: it runs when its time has come, the printer is free and every interlock holds.
+
+    A person may answer for single interlocks of this start by name.
+    """
+    started, at = get_mine(ScheduledPrint, print_id, for_update=True), context.now()
+    before = started.status, started.overrides
     if started.status is not PrintStatus.scheduled:
-        at = context.now()
         move_print(started, PrintStatus.scheduled, at=at, limits=context.limits())
-        _say_why_it_waits(started, at)
+    override(started, data["override"], by_user_id=current_user_id(), at=at)
+    if (started.status, started.overrides) != before:
+        if is_being_sent(started):
+            raise _start_under_way()
+        say_why_it_waits(started, at)
     return json_response(read_prints([print_id])[0])
 
 

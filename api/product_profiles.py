@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from api.print_schemas import Deleted
 from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Invalid
+from farm.print_files import NotPrintable, describe, plate_numbers
 from models import OrderItem, PrintFile, ProductProfile, db
 
 blueprint = Room(
@@ -88,8 +90,11 @@ def _check_file(print_file_id: int | None, plate: int) -> None:
     if print_file_id is None:
         return
     file = get_mine(PrintFile, print_file_id)
-    if plate not in file.plates:
-        raise Invalid({"plate": [f"The file has no such plate; it has {', '.join(map(str, file.plates))}."]})
+    numbers = plate_numbers(file)
+    if plate not in numbers:
+        raise Invalid({"plate": [f"The file has no such plate; it has {', '.join(map(str, numbers))}."]})
+    with contextlib.suppress(NotPrintable):
+        describe(file, context.settings().files_dir)
 
 
 @blueprint.get("")

@@ -21,24 +21,40 @@ class PrinterModel:
     has_door_sensor: bool = True
     nozzles: int = 1
     may_need_clear_data: bool = False  # some firmware hangs when the file channel is encrypted
+    max_nozzle_temp: int = 300  # °C, by the maker's data sheets; the bed's on the weaker mains where there are two
+    max_bed_temp: int = 110
 
 
 MODELS: tuple[PrinterModel, ...] = (
     PrinterModel("X1 Carbon", ("BL-P001", "3DPRINTER-X1-CARBON"), ("00M",)),
     PrinterModel("X1", ("BL-P002", "3DPRINTER-X1"), ("00W",)),
-    PrinterModel("X1E", ("C13",), ("03W",)),
-    PrinterModel("P1P", ("C11",), ("01S",), has_chamber_sensor=False, has_door_sensor=False),
-    PrinterModel("P1S", ("C12",), ("01P",), has_chamber_sensor=False, has_door_sensor=False),
+    PrinterModel("X1E", ("C13",), ("03W",), max_nozzle_temp=320),
+    PrinterModel("P1P", ("C11",), ("01S",), has_chamber_sensor=False, has_door_sensor=False, max_bed_temp=100),
+    PrinterModel("P1S", ("C12",), ("01P",), has_chamber_sensor=False, has_door_sensor=False, max_bed_temp=100),
     PrinterModel(
-        "A1 mini", ("N1",), ("030",), has_chamber_sensor=False, has_door_sensor=False, may_need_clear_data=True
+        "A1 mini",
+        ("N1",),
+        ("030",),
+        has_chamber_sensor=False,
+        has_door_sensor=False,
+        may_need_clear_data=True,
+        max_bed_temp=80,
     ),
-    PrinterModel("A1", ("N2S",), ("039",), has_chamber_sensor=False, has_door_sensor=False, may_need_clear_data=True),
-    PrinterModel("A2L", ("N9",), ("26A",), has_chamber_sensor=False, has_door_sensor=False),
+    PrinterModel(
+        "A1",
+        ("N2S",),
+        ("039",),
+        has_chamber_sensor=False,
+        has_door_sensor=False,
+        may_need_clear_data=True,
+        max_bed_temp=100,
+    ),
+    PrinterModel("A2L", ("N9",), ("26A",), has_chamber_sensor=False, has_door_sensor=False, max_bed_temp=100),
     PrinterModel("P2S", ("N7",), ("22E",)),
-    PrinterModel("H2S", ("O1S",), ("093",)),
-    PrinterModel("H2D", ("O1D",), ("094",), nozzles=2),
-    PrinterModel("H2D Pro", ("O1E", "O2D"), ("239",), nozzles=2),
-    PrinterModel("H2C", ("O1C", "O1C2"), ("31B",), nozzles=2),
+    PrinterModel("H2S", ("O1S",), ("093",), max_nozzle_temp=350, max_bed_temp=120),
+    PrinterModel("H2D", ("O1D",), ("094",), nozzles=2, max_nozzle_temp=350, max_bed_temp=120),
+    PrinterModel("H2D Pro", ("O1E", "O2D"), ("239",), nozzles=2, max_nozzle_temp=350, max_bed_temp=120),
+    PrinterModel("H2C", ("O1C", "O1C2"), ("31B",), nozzles=2, max_nozzle_temp=350, max_bed_temp=120),
     PrinterModel("X2D", ("N6",), ("20P",), nozzles=2),
 )
 

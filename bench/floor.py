@@ -21,12 +21,20 @@ PRINT_COLUMNS = (
         "estimated_grams",
         "used_grams",
         "material_cost",
+        "batch_id",
+        "units",
+        "held_at",
+        "overrides",
+        "needs_look",
         "created_at",
         "updated_at",
     ),
 )
-DATETIMES = ("scheduled_start", "started_at", "completed_at", "created_at", "updated_at")
-NUMBERS = ("id", "user_id", "printer_id", "order_id", "order_item_id", "print_file_id", "plate", "priority", "print_id")
+DATETIMES = ("scheduled_start", "started_at", "completed_at", "held_at", "created_at", "updated_at")
+NUMBERS = (
+    *("id", "user_id", "printer_id", "order_id", "order_item_id", "print_file_id", "plate", "priority", "print_id"),
+    *("batch_id", "units"),
+)
 
 
 def _table(name: str, columns: tuple[str, ...]) -> sa.Table:
@@ -111,7 +119,7 @@ def floor_app(url: str, key: str, now: Callable[[], datetime]) -> Flask:
                     {
                         "user_id": owner, "printer_id": data["printer_id"], "order_id": order_id,
                         "order_item_id": item_id, "job_name": f"Order #{order_id} - {title}", "plate": 1,
-                        "status": "queued", "is_chained": number > 0,
+                        "units": 1, "status": "queued", "is_chained": number > 0,
                         "scheduled_start": at + timedelta(minutes=135 * number) if number else None,
                         "estimated_duration_minutes": 120, "material_type": "PLA", "nozzle_temp": 200, "bed_temp": 60,
                         "print_speed": 50, "priority": max(1, 10 - number), "notes": f"Quantity: {quantity}",

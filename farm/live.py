@@ -19,3 +19,10 @@ def is_live(connection: PrinterConnection | None, now: datetime) -> bool:
         and connection.heard_at is not None
         and now - connection.heard_at < LIVE_FOR
     )
+
+
+def why_out_of_our_hands(connection: PrinterConnection | None) -> str | None:
+    """Why a printer takes nothing from us, however well it may be heard."""
+    if connection is None:
+        return "the printer has no connection: start it there and record it here"
+    return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 import notifications
+from farm.plate_facts import known_plate
 from models import BambuMaterial, LedgerEntry, LedgerKind, PrintEvent, ScheduledPrint, StartIntent, db, place_of
 
 if TYPE_CHECKING:
@@ -147,8 +148,9 @@ def use_filament(
     return cost
 
 
-def spool_for(of_print: ScheduledPrint) -> BambuMaterial | None:
-    """The spool a print uses: where it was started from, else its slot, else the only live one of its type."""
+def shares_of(of_print: ScheduledPrint, grams: Decimal) -> list[tuple[BambuMaterial, Decimal]]:
+    """Which spools a print used, and how much of each: as it was started, else from its slot, else from the only live
+    spool of its type. Several filaments share the grams as the slicer reckoned them."""
     live = (
         db.session.execute(
             sa.select(BambuMaterial).where(
@@ -161,27 +163,54 @@ def spool_for(of_print: ScheduledPrint) -> BambuMaterial | None:
         .all()
     )
     by_place = {(material.ams_id, material.tray_id): material for material in live}
-    places = _places_started_from(of_print)
+    fed = _places_started_from(of_print)
+    if len(fed) > 1:
+        return _divide(of_print, grams, fed, by_place)
+    places = list(fed.values())
     if of_print.material_slot is not None:
         places.append(place_of(of_print.material_slot))
     for place in places:
         if place in by_place:
-            return by_place[place]
+            return [(by_place[place], grams)]
     wanted = (of_print.material_type or "").casefold()
     of_type = [material for material in live if material.material_type.casefold() == wanted]
-    return of_type[0] if len(of_type) == 1 else None
+    return [(of_type[0], grams)] if len(of_type) == 1 else []
 
 
-def _places_started_from(of_print: ScheduledPrint) -> list[tuple[int, int]]:
+def _places_started_from(of_print: ScheduledPrint) -> dict[int, tuple[int, int]]:
+    """By filament of the slicer's list, from 1: where it was fed from."""
     mapping = db.session.execute(
         sa.select(StartIntent.mapping)
         .where(StartIntent.print_id == of_print.id, StartIntent.confirmed_at.is_not(None))
         .order_by(StartIntent.id.desc())
         .limit(1)
     ).scalar_one_or_none()
-    used = [place for place in mapping or [] if place is not None]
-    # With several filaments the plate's grams belong to several spools; which took how much is read from the file.
-    return [(used[0][0], used[0][1])] if len(used) == 1 else []
+    return {number: (place[0], place[1]) for number, place in enumerate(mapping or [], 1) if place is not None}
+
+
+def _divide(
+    of_print: ScheduledPrint,
+    grams: Decimal,
+    fed: dict[int, tuple[int, int]],
+    by_place: dict[tuple[int, int], BambuMaterial],
+) -> list[tuple[BambuMaterial, Decimal]]:
+    plate = known_plate(of_print.print_file.plates, of_print.plate) if of_print.print_file else None
+    reckoned = {each.filament_id: each.grams or NOTHING for each in plate.filaments} if plate else {}
+    total = sum((reckoned.get(number, NOTHING) for number in fed), NOTHING)
+    if not total:
+        return []
+    shares: dict[int, tuple[BambuMaterial, Decimal]] = {}
+    left = grams
+    for number, place in fed.items():
+        # The last one takes what rounding left: the shares add up to the milligram.
+        part = whole_milligrams(grams * reckoned.get(number, NOTHING) / total)
+        share = left if number == max(fed) else min(left, part)
+        left -= share
+        material = by_place.get(place)
+        if material is not None and share > 0:
+            before = shares.get(material.id, (material, NOTHING))[1]
+            shares[material.id] = material, before + share
+    return list(shares.values())
 
 
 def _book(

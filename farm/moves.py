@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 
 import notifications
-from farm.materials import StageLimits, spool_for, use_filament
+from farm.materials import StageLimits, shares_of, use_filament
 from farm.orders import settle_production_status
 from models import ENDED_STATUSES, PrintEvent, PrintStatus, ScheduledPrint, db
 
@@ -46,12 +46,16 @@ def _book_filament(
             event.details = {"filament": "not booked: neither used nor estimated grams are known"}
         return
     ended.used_grams = grams
-    spool = spool_for(ended) if grams > 0 else None
-    if spool is None:
+    booked, costs = [], []
+    for spool, share in shares_of(ended, grams) if grams > 0 else ():
+        costs.append(use_filament(spool, share, of_print=ended, at=at, limits=limits))
+        booked.append({"material_id": spool.id, "grams": float(share)})
+    if not booked:
         event.details = {"filament": "booked on no spool: none in its slot and not just one of its type"}
         return
-    ended.material_cost = use_filament(spool, grams, of_print=ended, at=at, limits=limits)
-    event.details = {"filament": {"material_id": spool.id, "grams": float(grams)}}
+    known = [cost for cost in costs if cost is not None]
+    ended.material_cost = sum(known, Decimal(0)) if len(known) == len(costs) else None
+    event.details = {"filament": booked[0] if len(booked) == 1 else booked}
 
 
 def delete_print(deleted: ScheduledPrint, *, at: datetime) -> None:

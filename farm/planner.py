@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from farm.plate_facts import known_plate
 from models import OrderItem, ProductProfile
 
 MAX_PRINTS = 500
@@ -139,11 +140,15 @@ def _plan_one(
         units = min(profile.units_per_plate, line.quantity - (number - 1) * profile.units_per_plate)
         notes += f" (plate {number} of {count}, {units} on it)"
 
-    def setting(name: str, default: Any) -> Any:
-        value = getattr(profile, name) if profile else None
-        return default if value is None else value
-
     file = profile.print_file if profile else None
+    facts = known_plate(file.plates, profile.plate) if profile and file else None
+    sliced = facts.print_settings() if facts else {}
+
+    def setting(name: str, default: Any, sliced_name: str = "") -> Any:
+        """What the profile says, else what the slicer wrote about the plate, else the default."""
+        value = getattr(profile, name) if profile else None
+        return sliced.get(sliced_name, default) if value is None else value
+
     return PlannedPrint(
         order_item_id=line.id,
         job_name=f"{label} - {line.title}"[:JOB_NAME_LENGTH],
@@ -154,11 +159,11 @@ def _plan_one(
         print_file_id=setting("print_file_id", None),
         file_name=file.file_name if file else None,
         plate=setting("plate", 1),
-        estimated_duration_minutes=setting("print_time_minutes", DEFAULT_MINUTES),
-        estimated_grams=setting("filament_grams", None),
-        material_type=material_type or setting("preferred_material", DEFAULT_MATERIAL),
-        material_color=setting("preferred_color", None),
-        nozzle_temp=setting("nozzle_temp_c", DEFAULT_NOZZLE_TEMP),
-        bed_temp=setting("bed_temp_c", DEFAULT_BED_TEMP),
+        estimated_duration_minutes=setting("print_time_minutes", DEFAULT_MINUTES, "estimated_duration_minutes"),
+        estimated_grams=setting("filament_grams", None, "estimated_grams"),
+        material_type=material_type or setting("preferred_material", DEFAULT_MATERIAL, "material_type"),
+        material_color=setting("preferred_color", None, "material_color"),
+        nozzle_temp=setting("nozzle_temp_c", DEFAULT_NOZZLE_TEMP, "nozzle_temp"),
+        bed_temp=setting("bed_temp_c", DEFAULT_BED_TEMP, "bed_temp"),
         print_speed=setting("print_speed_mms", DEFAULT_PRINT_SPEED),
     )

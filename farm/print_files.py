@@ -1,30 +1,49 @@
-"""A sliced `.gcode.3mf` -> which plates it holds. The file is hostile input: its directory is read, nothing unpacked.
+"""Sliced files: taken in, kept under their checksum, and what the slicer wrote about each of their plates.
 
-Source of the layout: the `Metadata/plate_N.gcode` members that Bambu Studio and OrcaSlicer write.
+A file is hostile input. It is never unpacked, and never read in this process: `farm.plate_reader` does that in one of
+its own, which may open nothing and ends by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
-import re
 import secrets
-import zipfile
-import zlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from xml.etree.ElementTree import ParseError
 
-import defusedxml.ElementTree
-from defusedxml.common import DefusedXmlException
+import defusedxml
+import sqlalchemy as sa
+import structlog
 
-PLATE_MEMBER = re.compile(r"Metadata/plate_([1-9][0-9]{0,2})\.gcode", re.ASCII)
-MODEL_MEMBER = "3D/3dmodel.model"
-SLICE_INFO = "Metadata/slice_info.config"
-MAX_SLICE_INFO_BYTES = 4 * 1024 * 1024
-MAX_MEMBERS = 10_000
+from farm.plate_facts import PlateFacts as PlateFacts
+from farm.plate_facts import PlateFilament as PlateFilament
+from farm.plate_facts import is_read, known_plate
+from farm.plate_reader import MAX_PICTURE_BYTES
+from models import PrintFile, User, db
+
+log = structlog.get_logger()
+
 CHUNK_BYTES = 1024 * 1024
+READER_SECONDS = 28.0
+MAX_FACTS_BYTES = 256 * 1024
+# Each reader may take a processor and 256 MB for its time.
+MAX_READERS = 4
+_READERS = threading.BoundedSemaphore(MAX_READERS)
+# Nothing of the installation but our own code and the XML reader: no `site`, whose files may run anything.
+READER = (
+    *(sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c"),
+    "import sys; sys.path += sys.argv[1:3]; from farm.plate_reader import main; sys.exit(main(sys.argv[3:]))",
+    str(Path(__file__).parent.parent),
+    str(Path(defusedxml.__file__).parent.parent),
+)
 
 
 class NotPrintable(Exception):
@@ -35,20 +54,38 @@ class FileTooLarge(Exception):
     """More bytes than the limit came in."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    sha256: str
-    size_bytes: int
-    plates: list[int]
-
-
 def folder_of(files_dir: Path, user_id: int) -> Path:
     """A folder per user: what one user deletes can never be what another one uploaded."""
     return files_dir / str(user_id)
 
 
-def store_print_file(stream: BinaryIO, folder: Path, *, max_bytes: int) -> StoredFile:
-    """Check an upload and keep it under its sha256 in `folder`; nothing is left behind when it is refused.
+def path_of(file: PrintFile, files_dir: Path) -> Path:
+    """Where its bytes lie. The name is their checksum, so what lies there is what was checked."""
+    return folder_of(files_dir, file.user_id) / file.sha256
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedFile:
+    """An upload that has been checked and lies in a draft."""
+
+    sha256: str
+    size_bytes: int
+    plates: tuple[PlateFacts, ...]
+    draft: Path
+
+    def keep(self) -> None:
+        """Give it its name. Only with `lock_files` held, after its row: else a delete may take the bytes away."""
+        self.draft.rename(self.draft.parent / self.sha256)
+        descriptor = os.open(self.draft.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def received(stream: BinaryIO, folder: Path, *, max_bytes: int) -> Iterator[ReceivedFile]:
+    """Take in an upload and check it. Unless it is kept, nothing is left behind.
 
     Raises:
         FileTooLarge: it grew beyond `max_bytes`.
@@ -67,71 +104,127 @@ def store_print_file(stream: BinaryIO, folder: Path, *, max_bytes: int) -> Store
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        plates = read_plates(draft)
-        draft.rename(folder / digest.hexdigest())
+        yield ReceivedFile(digest.hexdigest(), size, read_plates(draft), draft)
     finally:
         draft.unlink(missing_ok=True)
-    return StoredFile(digest.hexdigest(), size, plates)
 
 
-def read_plates(path: Path) -> list[int]:
-    """The numbers of the sliced plates in a file.
+def lock_files(user_id: int) -> None:
+    """Until this transaction ends, nobody else names or takes away the bytes of this user's files."""
+    db.session.execute(sa.select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+
+
+def drop_bytes(path: Path, user_id: int) -> None:
+    """Take the bytes of a deleted row off the disk, unless the same bytes were uploaded again meanwhile.
+
+    A transaction of its own, after the one that deleted the row: bytes without a row are waste, a row without bytes
+    would be a lie.
+    """
+    lock_files(user_id)
+    is_there_again = db.session.execute(
+        sa.select(sa.exists().where(PrintFile.user_id == user_id, PrintFile.sha256 == path.name))
+    ).scalar_one()
+    if not is_there_again:
+        path.unlink(missing_ok=True)
+    db.session.rollback()
+
+
+def plate_numbers(file: PrintFile) -> list[int]:
+    return [entry["plate"] for entry in file.plates]
+
+
+def plate_of(file: PrintFile, plate: int, files_dir: Path) -> PlateFacts:
+    """What is known of a plate. From the row; a file that was uploaded before plates were read is read now, once.
 
     Raises:
-        NotPrintable: no zip, no 3MF, never sliced, damaged or absurd.
+        NotPrintable: the file has no such plate; or it has to be read, and is gone or not what we take today.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, EOFError, NotImplementedError):
-        raise NotPrintable("This is not a 3MF file (not a zip, or a damaged one).") from None
-    if len(members) > MAX_MEMBERS:
-        raise NotPrintable("This file holds too many parts.")
-    names = [member.filename for member in members]
-    if any(name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) for name in names):
-        raise NotPrintable("This file holds paths that lead out of it.")
-    if len(set(names)) != len(names):
-        raise NotPrintable("This file holds the same part twice.")
-    plates = sorted(
-        int(match[1])
-        for member in members
-        if (match := PLATE_MEMBER.fullmatch(member.filename)) and member.file_size > 0
-    )
-    if not plates:
-        if MODEL_MEMBER in names:
-            raise NotPrintable("This project was never sliced. Slice it and export the sliced file (.gcode.3mf).")
-        raise NotPrintable("This zip holds no sliced plate (Metadata/plate_N.gcode).")
-    return plates
+    describe(file, files_dir)
+    facts = known_plate(file.plates, plate)
+    if facts is None:
+        raise NotPrintable(f"The file has no plate {plate}.")
+    return facts
 
 
-@dataclass(frozen=True, slots=True)
-class PlateFacts:
-    """What a start must know of a plate. `filament_ids`: the slicer's numbers of the filaments it uses, from 1."""
+def describe(file: PrintFile, files_dir: Path) -> bool:
+    """Read a file whose row says only the numbers of its plates. Whether the row was changed; does not flush.
 
-    filament_ids: tuple[int, ...]
-    model_id: str | None
+    Raises:
+        NotPrintable: see `read_plates`.
+    """
+    if all(is_read(entry) for entry in file.plates):
+        return False
+    file.plates = [facts.to_json() for facts in read_plates(path_of(file, files_dir))]
+    return True
+
+
+def read_plates(path: Path) -> tuple[PlateFacts, ...]:
+    """What the slicer wrote about each plate of a file, read in a process of its own; at most 28 seconds.
+
+    Raises:
+        NotPrintable: gone, no zip, no 3MF, never sliced, damaged, crooked or absurd.
+    """
+    answer = json.loads(_ask_reader(path, MAX_FACTS_BYTES, "plates"))
+    if "refused" in answer:
+        raise NotPrintable(answer["refused"])
+    return tuple(PlateFacts.from_stranger(plate) for plate in answer["plates"])
 
 
 def read_plate(path: Path, plate: int) -> PlateFacts:
-    """What the slicer wrote about one plate of a stored file.
+    """As `read_plates`, one of them. It costs a process: `plate_of` has the same from the row.
 
     Raises:
-        NotPrintable: the file or the plate is gone, or its description cannot be read.
+        NotPrintable: see `read_plates`; or the file has no such plate.
+    """
+    found = next((facts for facts in read_plates(path) if facts.plate == plate), None)
+    if found is None:
+        raise NotPrintable(f"The file has no plate {plate}.")
+    return found
+
+
+def read_picture(path: Path, plate: int) -> bytes | None:
+    """The slicer's picture of a plate: a sound PNG of at most 2 MB with nothing but the picture in it, or None."""
+    try:
+        return _ask_reader(path, MAX_PICTURE_BYTES, "picture", str(plate)) or None
+    except NotPrintable:
+        return None
+
+
+def _ask_reader(path: Path, max_bytes: int, *words: str) -> bytes:
+    """The answer of a reader's process, of at most `max_bytes`.
+
+    Raises:
+        NotPrintable: the file is gone; or the reader ended without an answer, was too slow, or would not stop talking.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.getinfo(SLICE_INFO).file_size > MAX_SLICE_INFO_BYTES:
-                raise NotPrintable("The description of the plates is absurdly large.")
-            with archive.open(SLICE_INFO) as member:
-                root = defusedxml.ElementTree.fromstring(member.read(MAX_SLICE_INFO_BYTES))
-    except KeyError:
-        raise NotPrintable("The file does not say what its plates use (slice_info.config is missing).") from None
-    except (OSError, zipfile.BadZipFile, zlib.error, ParseError, DefusedXmlException, RuntimeError, EOFError):
-        raise NotPrintable("The file is not readable any more.") from None
-    for found in root.iter("plate"):
-        metadata = {each.get("key"): each.get("value") for each in found.iter("metadata")}
-        if metadata.get("index") == str(plate):
-            ids = (each.get("id", "") for each in found.iter("filament"))
-            numbers = sorted({int(each) for each in ids if each.isascii() and each.isdigit() and 1 <= int(each) <= 64})
-            return PlateFacts(tuple(numbers), metadata.get("printer_model_id"))
-    raise NotPrintable(f"The file does not describe plate {plate}.")
+        file = open(path, "rb")  # noqa: SIM115 - closed by the `with` below, which must not catch what the reader raises
+    except OSError:
+        raise NotPrintable("The uploaded file is gone from our storage.") from None
+    with file, _READERS:
+        answer, status = run_bounded((*READER, *words), file, max_bytes=max_bytes, seconds=READER_SECONDS)
+    if status != 0 or len(answer) > max_bytes:
+        log.warning("file_not_read", status=status, answer_bytes=len(answer))
+        raise NotPrintable("This file takes too much time or memory to read.")
+    return answer
+
+
+def run_bounded(command: Sequence[str], stdin: BinaryIO, *, max_bytes: int, seconds: float) -> tuple[bytes, int]:
+    """(what it wrote, at most a byte more than allowed; its exit status, negative when it was killed).
+
+    The process gets nothing of our environment, and is killed when its time is up or when it says too much.
+    """
+    with subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, cwd="/"
+    ) as reader:
+        deadline = threading.Timer(seconds, reader.kill)
+        deadline.start()
+        try:
+            assert reader.stdout is not None
+            answer = reader.stdout.read(max_bytes + 1)
+            if len(answer) > max_bytes:
+                reader.kill()
+            status = reader.wait()
+        finally:
+            deadline.cancel()
+            reader.kill()
+    return answer, status

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -20,18 +20,16 @@ import structlog
 
 from bambu_client import NotSent, StartOrder
 from bambu_files import StorageFault
-from bambu_report import PrinterActivity, PrinterState, Storage
+from bambu_report import PrinterState
+from farm.gates import clear, locked_gate, next_submission_id, occupy
+from farm.interlocks import Verdict
 from farm.leases import Lease, still_holds
-from farm.live import is_live
-from farm.materials import Stage, StageLimits, spool_for, stage_of
-from farm.moves import move_print
-from farm.print_files import NotPrintable, PlateFacts, folder_of, read_plate
+from farm.materials import StageLimits
+from farm.print_files import folder_of
+from farm.readiness import Outlook, look_over, printer_facts, verdict_on
 from models import (
-    OPEN_INTENT_STATES,
-    BambuMaterial,
+    SENDING_STATES,
     IntentState,
-    OrderStatus,
-    PlateState,
     Printer,
     PrintStatus,
     ScheduledPrint,
@@ -45,11 +43,24 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+# What is known of the printer when the command leaves is never older than this.
 FRESH_FOR = timedelta(seconds=10)
-# After a failure too: the plate is occupied then, and the person who clears it has seen what failed.
-READY_STATES = (PrinterActivity.idle, PrinterActivity.finished, PrinterActivity.failed)
-FIRST_SUBMISSION_ID = 100_000
-UNSHIPPABLE = (OrderStatus.canceled, OrderStatus.refunded)
+PUBLISH_WITHIN = timedelta(seconds=5)
+# A start may ask the printer more often than routine does.
+ASKS = 3
+
+CRASH_POINTS = (
+    "claiming",
+    "claimed",
+    "uploading",
+    "uploaded",
+    "armed",
+    "heard",
+    "publishing",
+    "published",
+    "sent",
+)
+"""Where a worker may die; the tests kill it at each."""
 
 
 class Link(Protocol):
@@ -90,243 +101,295 @@ class StartRules:
         )
 
 
-def release_due(printer: Printer, *, now: datetime, rules: StartRules) -> None:
-    """Auto-start: release the queued prints of a printer whose time has come. Flushes."""
-    if not printer.auto_start:
-        return
-    queued = db.session.execute(_waiting(printer).where(ScheduledPrint.status == PrintStatus.queued)).scalars()
-    for waiting in queued:
-        if waiting.scheduled_start is not None and waiting.scheduled_start > now:
-            continue
-        reason = missed(waiting, printer, now=now, rules=rules)
-        if reason is None:
-            move_print(waiting, PrintStatus.scheduled, at=now, limits=rules.limits)
-        elif waiting.waiting_reason != reason:
-            waiting.waiting_reason = reason
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of looking for a print to start. `intent` is None when none was to be started."""
+
+    intent: StartIntent | None
+    look_again_at: datetime | None = None
 
 
-def _waiting(printer: Printer) -> sa.Select[ScheduledPrint]:
-    """A printer's prints in the order in which they run."""
-    return (
-        sa.select(ScheduledPrint)
-        .where(
-            ScheduledPrint.user_id == printer.user_id,
-            ScheduledPrint.printer_id == printer.id,
-            ScheduledPrint.deleted_at.is_(None),
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One look at one printer, in a thread of its own: an upload may take minutes. Commits step by step.
+
+    `in_state_since`: since when the printer says what it says, or None; asked anew before the command leaves.
+    `deferred`: prints that shall not be tried now, and why. `at_step` is called at each of CRASH_POINTS.
+    """
+
+    printer_id: int
+    link: Link
+    uploader: Uploader
+    lease: Lease
+    clock: Callable[[], datetime]
+    rules: StartRules
+    is_stopping: threading.Event
+    in_state_since: Callable[[], datetime | None]
+    deferred: Mapping[int, str] = field(default_factory=dict)
+    at_step: Callable[[str], None] = lambda step: None
+    fresh_report_seconds: float = 10.0
+
+    def run(self) -> Attempt:
+        """Start the next print of the printer if everything allows it."""
+        outlook = self._claim_next()
+        intent = outlook.intent
+        if intent is None:
+            return outlook
+        self.at_step("claimed")
+        if not _advance(intent, IntentState.claimed, IntentState.uploading, is_file_on_printer=True):
+            return outlook
+        self.at_step("uploading")
+        reason = self._upload(intent)
+        self.at_step("uploaded")
+        if reason is not None:
+            _give_back(intent, reason, lease=self.lease, now=self.clock())
+            return outlook
+        if not _advance(intent, IntentState.uploading, IntentState.armed):
+            # Taken back in between, and its file perhaps removed before the last byte came.
+            _note_file_left(intent)
+            return outlook
+        self.at_step("armed")
+        reason = "the printer did not answer in time" if not self._hear_afresh() else None
+        self.at_step("heard")
+        if self.is_stopping.is_set():
+            reason = "stopping before it was started"
+        if reason is not None:
+            _give_back(intent, reason, lease=self.lease, now=self.clock())
+            return outlook
+        self._publish(intent)
+        return outlook
+
+    def _claim_next(self) -> Attempt:
+        now = self.clock()
+        if not still_holds(self.lease, now=now):
+            db.session.rollback()
+            return Attempt(None)
+        printer = db.session.execute(
+            sa.select(Printer).where(Printer.id == self.printer_id, Printer.deleted_at.is_(None)).with_for_update()
+        ).scalar_one_or_none()
+        if printer is None:
+            db.session.rollback()
+            return Attempt(None)
+        outlook = look_over(
+            printer,
+            self.link.state,
+            in_state_since=self.in_state_since(),
+            now=now,
+            missed_window=self.rules.missed_window,
+            limits=self.rules.limits,
+            deferred=self.deferred,
         )
-        .order_by(
-            ScheduledPrint.priority.desc(),
-            ScheduledPrint.scheduled_start.is_not(None),
-            ScheduledPrint.scheduled_start,
-            ScheduledPrint.id,
+        intent = self._claim(printer, outlook, now)
+        if intent is not None:
+            self.at_step("claiming")
+        db.session.commit()
+        return Attempt(intent, outlook.look_again_at)
+
+    def _claim(self, printer: Printer, outlook: Outlook, now: datetime) -> StartIntent | None:
+        """The intent to start the chosen print, flushed."""
+        chosen, verdict = outlook.chosen, outlook.verdict
+        if chosen is None or verdict is None:
+            return None
+        file = chosen.print_file
+        assert file is not None
+        submission_id = next_submission_id(locked_gate(self.lease.serial_number), now)
+        intent = StartIntent(
+            user_id=chosen.user_id,
+            printer_id=printer.id,
+            print_id=chosen.id,
+            print_file_id=file.id,
+            plate=chosen.plate,
+            sha256=file.sha256,
+            size_bytes=file.size_bytes,
+            remote_name=f"farm-{submission_id}.gcode.3mf",
+            submission_id=submission_id,
+            mapping=_mapping(verdict),
+            owner=self.lease.owner,
+            epoch=self.lease.epoch,
+            claimed_at=now,
         )
-    )
+        chosen.waiting_reason = "its file is on the way to the printer"
+        db.session.add(intent)
+        db.session.flush()
+        return intent
 
-
-def missed(waiting: ScheduledPrint, printer: Printer, *, now: datetime, rules: StartRules) -> str | None:
-    """Why a print whose hour has passed is held on an auto-start printer: nothing starts by surprise at 3 a.m."""
-    start = waiting.scheduled_start
-    if start is None or waiting.is_chained or not printer.auto_start or now - start <= rules.missed_window:
+    def _upload(self, intent: StartIntent) -> str | None:
+        """Why the file did not reach the printer, or None."""
+        path = folder_of(self.rules.files_dir, intent.user_id) / intent.sha256
+        remote_name, size_bytes = intent.remote_name, intent.size_bytes
+        db.session.rollback()
+        try:
+            with open(path, "rb") as stream:
+                self.uploader.upload(stream, remote_name, size_bytes)
+        except StorageFault as error:
+            return f"the file could not be sent to the printer: {error.reason}"
+        except OSError:
+            return "the uploaded file is gone from our storage"
         return None
-    return f"its time {start:%Y-%m-%d %H:%M} UTC was missed: set a new one"
 
+    def _hear_afresh(self) -> bool:
+        """Wait for a full report newer than now. True when one came."""
+        asked_at = self.clock()
+        for _ in range(ASKS):
+            self.link.ask_full_report()
+            deadline = time.monotonic() + self.fresh_report_seconds / ASKS
+            while time.monotonic() < deadline:
+                heard_at = self.link.full_heard_at
+                if heard_at is not None and heard_at >= asked_at:
+                    return True
+                time.sleep(0.01)
+        return False
 
-def choose_print(printer: Printer, state: PrinterState, *, now: datetime, rules: StartRules) -> ScheduledPrint | None:
-    """The first print that is released, due and ready. The others learn why they wait. Flushes."""
-    chosen = None
-    for waiting in db.session.execute(
-        _waiting(printer).where(ScheduledPrint.status == PrintStatus.scheduled)
-    ).scalars():
-        reason = why_not(waiting, printer, state, now=now, rules=rules)
-        if reason is None and chosen is None:
-            chosen = waiting
-        shown = reason if reason or chosen is waiting else "another print goes first"
-        if waiting.waiting_reason != shown:
-            waiting.waiting_reason = shown
-    return chosen
-
-
-def why_not(
-    waiting: ScheduledPrint,
-    printer: Printer,
-    state: PrinterState,
-    *,
-    now: datetime,
-    rules: StartRules,
-    own_intent_id: int | None = None,
-) -> str | None:
-    """The first interlock that does not hold, in words for a person; None when all do. Unknown counts as not."""
-    if waiting.scheduled_start is not None and waiting.scheduled_start > now:
-        return f"not before {waiting.scheduled_start:%Y-%m-%d %H:%M} UTC"
-    if held := missed(waiting, printer, now=now, rules=rules):
-        return held
-    if waiting.print_file_id is None:
-        return "it has no sliced file"
-    if waiting.order is not None and waiting.order.status in UNSHIPPABLE:
-        return f"its order is {waiting.order.status}"
-    return why_printer_is_not_ready(printer, state, now=now, own_intent_id=own_intent_id) or why_filament_does_not_fit(
-        waiting, state, rules
-    )
-
-
-def why_printer_is_not_ready(
-    printer: Printer, state: PrinterState, *, now: datetime, own_intent_id: int | None = None
-) -> str | None:
-    if printer.connection is None:
-        return "the printer has no connection: start it there and record it here"
-    if not is_live(printer.connection, now) or not state.known:
-        return "the printer cannot be reached"
-    if state.state not in READY_STATES:
-        return f"the printer is {state.state}"
-    if printer.plate_state is not PlateState.clear:
-        return "plate not cleared"
-    if state.storage in (Storage.none, Storage.abnormal, Storage.read_only):
-        return "the printer has no usable storage (SD card or USB stick)"
-    if state.developer_mode is False:
-        return "the printer takes no commands: switch on Developer Mode at its screen"
-    open_intent = db.session.execute(
-        sa.select(
-            sa.exists().where(
-                StartIntent.printer_id == printer.id,
-                StartIntent.state.in_(OPEN_INTENT_STATES),
-                StartIntent.id != (own_intent_id or 0),
+    def _publish(self, intent: StartIntent) -> None:
+        generation, heard_at = self.link.generation, self.link.full_heard_at
+        order = self._arm(intent, heard_at)
+        if order is None or heard_at is None:
+            return
+        self.at_step("published")
+        latest_at = min(heard_at + FRESH_FOR, self.clock() + PUBLISH_WITHIN)
+        try:
+            self.link.start_print(order, generation=generation, latest_at=latest_at)
+        except NotSent as error:
+            # Provably unsent is not ambiguous: the print goes back to the queue by itself.
+            _give_back(
+                intent,
+                f"the start could not be sent: {error}",
+                lease=self.lease,
+                now=self.clock(),
+                state=IntentState.not_started,
             )
+            return
+        self.at_step("sent")
+        log.info("start_published", printer_id=self.printer_id, submission_id=order.submission_id)
+
+    def _arm(self, intent: StartIntent, heard_at: datetime | None) -> StartOrder | None:
+        """All interlocks again on the fresh report, then `published` in one conditional UPDATE. The write precedes the
+        send: after a crash in between, the start counts as sent and is never repeated without a person. Commits."""
+        now = self.clock()
+        if not still_holds(self.lease, now=now):
+            # Somebody else holds the printer by now, and has withdrawn this intent or will.
+            db.session.rollback()
+            return None
+        gate = locked_gate(self.lease.serial_number)
+        kept = db.session.get_one(StartIntent, intent.id, populate_existing=True, with_for_update=True)
+        printer = db.session.get_one(Printer, kept.printer_id, populate_existing=True, with_for_update=True)
+        waiting = db.session.get_one(ScheduledPrint, kept.print_id, populate_existing=True, with_for_update=True)
+        facts = printer_facts(
+            printer,
+            self.link.state,
+            in_state_since=self.in_state_since(),
+            now=now,
+            limits=self.rules.limits,
+            own_print_id=waiting.id,
         )
-    ).scalar_one()
-    return "another start is under way" if open_intent else None
-
-
-def why_filament_does_not_fit(waiting: ScheduledPrint, state: PrinterState, rules: StartRules) -> str | None:
-    material = spool_for(waiting)
-    if material is None:
-        return (
-            f"no spool of {waiting.material_type or 'its material'} is known on this printer: add it, or set the slot"
+        verdict = verdict_on(waiting, facts, now=now, missed_window=self.rules.missed_window)
+        if kept.state is not IntentState.armed:
+            db.session.rollback()
+            return None
+        if waiting.status is not PrintStatus.scheduled or waiting.deleted_at is not None:
+            reason: str | None = "it was taken back"
+        elif heard_at is None or now - heard_at > FRESH_FOR:
+            reason = "the printer did not answer in time"
+        elif _mapping(verdict) != kept.mapping:
+            reason = verdict.sentence or "its filament was moved to another place"
+        else:
+            reason = verdict.sentence
+        if reason is not None:
+            db.session.rollback()
+            _give_back(intent, reason, lease=self.lease, now=now)
+            return None
+        order = StartOrder(
+            remote_name=kept.remote_name,
+            title=f"farm-{kept.submission_id}",
+            plate=kept.plate,
+            submission_id=kept.submission_id,
+            bed_type=None,
+            mapping=tuple(None if place is None else (place[0], place[1]) for place in kept.mapping),
         )
-    place = f"slot {material.slot}" if material.slot is not None else f"AMS {material.ams_id}"
-    wanted = waiting.material_type
-    if wanted and material.material_type.casefold() != wanted.casefold():
-        return f"needs {wanted}, {place} has {material.material_type}"
-    if stage_of(material.weight_grams, material.remaining_grams, rules.limits) in (Stage.replace, Stage.depleted):
-        return f"{place} is nearly empty: replace the spool"
-    needed = waiting.estimated_grams
-    if needed is not None and material.remaining_grams < needed:
-        return f"needs {wanted or material.material_type} {needed:.0f} g, {place} has {material.remaining_grams:.0f} g"
-    return _why_printer_sees_other(material, state, place)
+        published = count_changed(
+            sa.update(StartIntent)
+            .where(
+                StartIntent.id == intent.id,
+                StartIntent.state == IntentState.armed,
+                StartIntent.owner == self.lease.owner,
+                StartIntent.epoch == self.lease.epoch,
+            )
+            .values(state=IntentState.published, published_at=now, checks=verdict.as_checks())
+        )
+        if published != 1:
+            db.session.rollback()
+            return None
+        occupy(gate, waiting.id)
+        waiting.waiting_reason = "sent to the printer, waiting for it to begin"
+        self.at_step("publishing")
+        db.session.commit()
+        return order
 
 
-def _why_printer_sees_other(material: BambuMaterial, state: PrinterState, place: str) -> str | None:
-    """The ledger against what the printer itself sees in that place, where it says anything."""
-    for spool in state.spools:
-        if (spool.ams_id, spool.tray_id) != (material.ams_id, material.tray_id):
-            continue
-        if not spool.loaded:
-            return f"the printer sees no spool in {place}"
-        if spool.material_type and spool.material_type.casefold() != material.material_type.casefold():
-            return f"the printer sees {spool.material_type} in {place}, not {material.material_type}"
-    return None
-
-
-def claim(printer: Printer, chosen: ScheduledPrint, *, now: datetime, rules: StartRules) -> StartIntent | None:
-    """The intent to start this print, flushed; None, with the reason on the print, if its file cannot be printed."""
-    file, material = chosen.print_file, spool_for(chosen)
-    assert file is not None and material is not None
-    try:
-        facts = read_plate(folder_of(rules.files_dir, chosen.user_id) / file.sha256, chosen.plate)
-    except NotPrintable as error:
-        chosen.waiting_reason = str(error)
-        return None
-    if len(facts.filament_ids) > 1:
-        chosen.waiting_reason = "its plate uses several filaments, which is not supported yet"
-        return None
-    last_id = db.session.execute(
-        sa.select(sa.func.max(StartIntent.submission_id)).where(StartIntent.printer_id == printer.id)
-    ).scalar_one()
-    submission_id = max(last_id or 0, FIRST_SUBMISSION_ID) + 1
-    intent = StartIntent(
-        user_id=chosen.user_id,
-        printer_id=printer.id,
-        print_id=chosen.id,
-        print_file_id=file.id,
-        plate=chosen.plate,
-        sha256=file.sha256,
-        size_bytes=file.size_bytes,
-        remote_name=f"farm-{submission_id}.gcode.3mf",
-        submission_id=submission_id,
-        mapping=_mapping(facts, (material.ams_id, material.tray_id)),
-        claimed_at=now,
-    )
-    db.session.add(intent)
-    db.session.flush()
-    return intent
-
-
-def _mapping(facts: PlateFacts, place: tuple[int, int]) -> list[list[int] | None]:
+def _mapping(verdict: Verdict) -> list[list[int] | None]:
     """Per filament of the slicer's list, its id - 1: where it is fed from. Ids are sparse."""
-    used = facts.filament_ids[0] if facts.filament_ids else 1
-    mapping: list[list[int] | None] = [None] * used
-    mapping[used - 1] = list(place)
+    places = verdict.matching.places
+    mapping: list[list[int] | None] = [None] * max(places, default=0)
+    for filament_id, place in places.items():
+        mapping[filament_id - 1] = list(place)
     return mapping
 
 
-def start(
-    printer_id: int,
-    link: Link,
-    uploader: Uploader,
+def _advance(intent: StartIntent, before: IntentState, after: IntentState, **values: bool) -> bool:
+    """One conditional UPDATE: false when somebody else moved the intent in between. Commits."""
+    moved = count_changed(
+        sa.update(StartIntent)
+        .where(StartIntent.id == intent.id, StartIntent.state == before)
+        .values(state=after, **values)
+    )
+    db.session.commit()
+    return moved == 1
+
+
+def _note_file_left(intent: StartIntent) -> None:
+    db.session.execute(sa.update(StartIntent).where(StartIntent.id == intent.id).values(is_file_on_printer=True))
+    db.session.commit()
+
+
+def _give_back(
+    intent: StartIntent,
+    reason: str,
     *,
     lease: Lease,
-    clock: Callable[[], datetime],
-    rules: StartRules,
-    is_stopping: threading.Event,
-    fresh_report_seconds: float = 10.0,
-) -> StartIntent | None:
-    """Start the next print of a printer if everything allows it; commits step by step.
-
-    Returns the intent, whatever became of it, or None if nothing was to be started. Runs in a thread of its own: the
-    upload may take minutes.
-    """
-    intent = _claim_next(printer_id, link, lease, clock(), rules)
-    if intent is None:
-        return None
-    path = folder_of(rules.files_dir, intent.user_id) / intent.sha256
-    if not _advance(intent, (IntentState.claimed,), IntentState.uploading):
-        return intent
-    try:
-        with open(path, "rb") as stream:
-            uploader.upload(stream, intent.remote_name, intent.size_bytes)
-    except (StorageFault, OSError) as error:
-        reason = error.reason if isinstance(error, StorageFault) else "the uploaded file is gone from our storage"
-        return _give_back(intent, f"the file could not be sent to the printer: {reason}", now=clock())
-    if not _hear_afresh(link, clock, fresh_report_seconds):
-        return _give_back(intent, "the printer did not answer in time", now=clock())
-    if is_stopping.is_set():
-        return _give_back(intent, "stopping before it was started", now=clock())
-    generation, heard_at = link.generation, link.full_heard_at
-    order = _arm(intent, link.state, lease, clock(), rules)
-    if order is None or heard_at is None:
-        return intent
-    try:
-        link.start_print(order, generation=generation, latest_at=heard_at + FRESH_FOR)
-    except NotSent as error:
-        # Provably unsent is not ambiguous: the print goes back to the queue by itself.
-        return _give_back(intent, f"the start could not be sent: {error}", now=clock(), state=IntentState.not_started)
-    log.info("start_published", print_id=intent.print_id, printer_id=printer_id, submission_id=intent.submission_id)
-    return intent
-
-
-def _claim_next(printer_id: int, link: Link, lease: Lease, now: datetime, rules: StartRules) -> StartIntent | None:
-    if not still_holds(lease, now=now):
-        db.session.rollback()
-        return None
-    printer = db.session.execute(
-        sa.select(Printer).where(Printer.id == printer_id, Printer.deleted_at.is_(None)).with_for_update()
-    ).scalar_one_or_none()
-    intent = None
-    if printer is not None:
-        release_due(printer, now=now, rules=rules)
-        chosen = choose_print(printer, link.state, now=now, rules=rules)
-        intent = claim(printer, chosen, now=now, rules=rules) if chosen is not None else None
+    now: datetime,
+    state: IntentState = IntentState.withdrawn,
+) -> None:
+    """The print stays released and says why it waits. A deferral, not a failure. Commits."""
+    db.session.rollback()
+    gate = locked_gate(lease.serial_number)
+    kept = db.session.get_one(StartIntent, intent.id, populate_existing=True, with_for_update=True)
+    if kept.ended_at is None:
+        kept.state, kept.reason, kept.ended_at = state, reason, now
+        waiting = db.session.get_one(ScheduledPrint, kept.print_id, populate_existing=True)
+        if waiting.status is PrintStatus.scheduled:
+            waiting.waiting_reason = reason
+        if kept.published_at is not None and gate.plate_print_id == kept.print_id:
+            # Nothing left us, so nothing lies on the plate.
+            clear(gate)
     db.session.commit()
-    return intent
+    log.warning("start_given_back", print_id=kept.print_id, reason=reason)
+
+
+def take_back(of_print: ScheduledPrint, *, now: datetime) -> bool:
+    """A person takes back a print whose start may be under way: it is not sent any more. False when it may have been
+    sent already. Flushes."""
+    under_way = db.session.execute(
+        sa.select(StartIntent)
+        .where(StartIntent.print_id == of_print.id, StartIntent.state.in_(SENDING_STATES))
+        .with_for_update()
+    ).scalar_one_or_none()
+    if under_way is None:
+        return True
+    if under_way.state is IntentState.published:
+        return False
+    under_way.state, under_way.reason, under_way.ended_at = IntentState.withdrawn, "a person took it back", now
+    db.session.flush()
+    return True
 
 
 def settle_by_person(of_print: ScheduledPrint, status: PrintStatus, *, now: datetime) -> None:
@@ -344,87 +407,3 @@ def settle_by_person(of_print: ScheduledPrint, status: PrintStatus, *, now: date
         intent.state, intent.ended_at = IntentState.not_started, now
     intent.reason = "a person said so"
     db.session.flush()
-
-
-def _advance(intent: StartIntent, allowed: tuple[IntentState, ...], state: IntentState) -> bool:
-    """One conditional UPDATE: false when somebody else moved the intent in between. Commits."""
-    moved = count_changed(
-        sa.update(StartIntent)
-        .where(StartIntent.id == intent.id, StartIntent.state.in_(allowed))
-        .values(state=state)
-        .execution_options(synchronize_session=False)
-    )
-    db.session.commit()
-    return moved == 1
-
-
-def _give_back(
-    intent: StartIntent, reason: str, *, now: datetime, state: IntentState = IntentState.withdrawn
-) -> StartIntent:
-    """The print stays released and says why it waits. A deferral, not a failure. Commits."""
-    db.session.rollback()
-    kept = db.session.get_one(StartIntent, intent.id, populate_existing=True)
-    kept.state, kept.reason, kept.ended_at = state, reason, now
-    waiting = db.session.get_one(ScheduledPrint, kept.print_id)
-    if waiting.status is PrintStatus.scheduled:
-        waiting.waiting_reason = reason
-    if kept.published_at is not None:
-        # Nothing left us, so nothing lies on the plate.
-        printer = db.session.get_one(Printer, kept.printer_id)
-        printer.plate_state, printer.plate_print_id = PlateState.clear, None
-    db.session.commit()
-    log.warning("start_given_back", print_id=kept.print_id, reason=reason)
-    return kept
-
-
-def _hear_afresh(link: Link, clock: Callable[[], datetime], patience_seconds: float) -> bool:
-    """Wait for a full report newer than now. True when one came."""
-    asked_at = clock()
-    link.ask_full_report()
-    deadline = time.monotonic() + patience_seconds
-    while time.monotonic() < deadline:
-        heard_at = link.full_heard_at
-        if heard_at is not None and heard_at >= asked_at:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def _arm(intent: StartIntent, state: PrinterState, lease: Lease, now: datetime, rules: StartRules) -> StartOrder | None:
-    """All interlocks again on the fresh report, then `published` in one conditional UPDATE. The write precedes the
-    send: after a crash in between, the start counts as sent and is never repeated without a person. Commits."""
-    if not still_holds(lease, now=now):
-        # Somebody else holds the printer by now, and has withdrawn this intent or will.
-        db.session.rollback()
-        return None
-    kept = db.session.get_one(StartIntent, intent.id, populate_existing=True, with_for_update=True)
-    printer = db.session.get_one(Printer, kept.printer_id, populate_existing=True, with_for_update=True)
-    waiting = db.session.get_one(ScheduledPrint, kept.print_id, populate_existing=True, with_for_update=True)
-    reason = None
-    if waiting.status is not PrintStatus.scheduled or waiting.deleted_at is not None:
-        reason = "it was taken back"
-    else:
-        reason = why_not(waiting, printer, state, now=now, rules=rules, own_intent_id=kept.id)
-    if reason is not None:
-        db.session.commit()
-        _give_back(intent, reason, now=now)
-        return None
-    order = StartOrder(
-        remote_name=kept.remote_name,
-        title=f"farm-{kept.submission_id}",
-        plate=kept.plate,
-        submission_id=kept.submission_id,
-        bed_type=None,
-        mapping=tuple(None if place is None else (place[0], place[1]) for place in kept.mapping),
-    )
-    published = count_changed(
-        sa.update(StartIntent)
-        .where(StartIntent.id == intent.id, StartIntent.state == IntentState.uploading)
-        .values(state=IntentState.published, published_at=now)
-        .execution_options(synchronize_session=False)
-    )
-    if published == 1:
-        printer.plate_state, printer.plate_print_id = PlateState.occupied, waiting.id
-        waiting.waiting_reason = "sent to the printer, waiting for it to begin"
-    db.session.commit()
-    return order if published == 1 else None

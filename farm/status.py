@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bambu_report import UNKNOWN, PrinterActivity, PrinterState, Spool
+from bambu.errors import Fault, Severity
+from bambu_report import UNKNOWN, Nozzle, PrinterActivity, PrinterState, Spool, Storage
 from models import slot_of
 
 
@@ -31,6 +32,9 @@ def snapshot_of(state: PrinterState, *, current_print_id: int | None, print_name
         "current_print_id": current_print_id,
         "materials": [_spool(spool) for spool in state.spools if spool.loaded] if state.known else None,
         "can_control": state.developer_mode,
+        # Not shown, but the interlocks ask for it in processes without a link.
+        "nozzles": [nozzle.diameter_mm for nozzle in state.nozzles],
+        "storage": state.storage.value if state.storage is not None else None,
     }
 
 
@@ -49,11 +53,18 @@ def state_from_snapshot(snapshot: dict[str, Any] | None) -> PrinterState:
         for each in snapshot.get("materials") or ()
     )
     state = PrinterActivity(snapshot.get("state") or PrinterActivity.unknown)
+    storage = snapshot.get("storage")
     return PrinterState(
         known=state is not PrinterActivity.unknown,
         state=state,
         spools=spools,
         developer_mode=snapshot.get("can_control"),
+        nozzles=tuple(Nozzle(number, each, None) for number, each in enumerate(snapshot.get("nozzles") or ())),
+        storage=Storage(storage) if storage else None,
+        faults=tuple(
+            Fault(each["code"], Severity(each["severity"]), each["message"], None)
+            for each in snapshot.get("errors") or ()
+        ),
     )
 
 

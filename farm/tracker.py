@@ -14,6 +14,7 @@ import structlog
 
 from bambu_client import Answer, explain
 from bambu_report import ACTIVE, PrinterActivity, PrinterState
+from farm.gates import clear, gate_of, occupy
 from farm.materials import StageLimits
 from farm.moves import move_print
 from models import (
@@ -24,6 +25,8 @@ from models import (
     PlateState,
     Printer,
     PrinterCommand,
+    PrinterGate,
+    PrintEvent,
     PrintStatus,
     ScheduledPrint,
     StartIntent,
@@ -36,6 +39,9 @@ log = structlog.get_logger()
 FAILURE_SETTLES_IN = timedelta(seconds=10)
 # The slowest models took 210 s from the command to the first sign; until then an old FINISH may just lag behind.
 START_SETTLES_IN = timedelta(seconds=300)
+# An old FINISH may come back for a moment, and a printer that goes on is not finished.
+FINISH_SETTLES_IN = timedelta(seconds=2)
+ASK_AFTER = timedelta(seconds=30)
 UNCONFIRMED_AFTER = timedelta(seconds=150)
 STOPPED_BY_PERSON = "stopped by a person"
 AWAITING = (IntentState.published, IntentState.unknown)
@@ -50,25 +56,30 @@ def apply(
     """
     if not state.known:
         return None
-    if printer.plate_state is PlateState.unknown:
-        # First contact: nobody can say what lies on the plate.
-        printer.plate_state = PlateState.occupied
+    settled_for = now - in_state_since
     intent = _intent_of(printer, state)
     ours = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True) if intent is not None else None
-    if state.state in ACTIVE:
-        _occupy(printer, ours)
+    _see_plate(printer, state, ours)
     if intent is not None and ours is not None:
         if state.state in ACTIVE:
             _confirm(intent, ours, now=now, limits=limits)
+            ours.needs_look = None
         elif state.state in (PrinterActivity.finished, PrinterActivity.failed):
             if _ended_while_away(intent, now):
                 _confirm(intent, ours, now=now, limits=limits)
-            _end(intent, ours, state, in_state_since=in_state_since, now=now, limits=limits)
+            _end(intent, ours, state, settled_for=settled_for, now=now, limits=limits)
         if ours.status is PrintStatus.started and state.progress_percent is not None:
             ours.progress_percent = max(0, min(100, state.progress_percent))
+    _see_foreign_print(printer, state, intent, now)
+    _miss_ours(printer, state, intent, settled_for=settled_for, now=now, limits=limits)
     _settle_commands(printer, state, now)
     is_current = ours is not None and (ours.status is PrintStatus.started or state.state in ACTIVE)
     return ours.id if is_current and ours is not None else None
+
+
+def is_settling(state: PrinterState, in_state_since: datetime, now: datetime) -> bool:
+    """Whether time alone may still change what this state means: no report announces that."""
+    return state.known and state.state not in ACTIVE and now - in_state_since < 3 * FAILURE_SETTLES_IN
 
 
 def _intent_of(printer: Printer, state: PrinterState) -> StartIntent | None:
@@ -85,10 +96,30 @@ def _intent_of(printer: Printer, state: PrinterState) -> StartIntent | None:
     ).scalar_one_or_none()
 
 
-def _occupy(printer: Printer, ours: ScheduledPrint | None) -> None:
-    on_plate = ours.id if ours is not None else None
-    if printer.plate_state is not PlateState.occupied or printer.plate_print_id != on_plate:
-        printer.plate_state, printer.plate_print_id = PlateState.occupied, on_plate
+def _see_plate(printer: Printer, state: PrinterState, ours: ScheduledPrint | None) -> None:
+    """Occupied from the first sign of any print, and on first contact: nobody can say what lies there."""
+    known = printer.plate_state
+    is_running = state.state in ACTIVE
+    if known is not PlateState.unknown and not is_running:
+        return
+    gate = gate_of(printer)
+    if gate is None:
+        return
+    if is_running:
+        if ours is not None or not _is_print_of_another_account(gate, printer):
+            occupy(gate, ours.id if ours is not None else None)
+    elif gate.plate_state is PlateState.unknown:
+        gate.plate_state = PlateState.occupied
+
+
+def _is_print_of_another_account(gate: PrinterGate, printer: Printer) -> bool:
+    """The same machine, entered twice: what the other account prints on it is known to lie there."""
+    if gate.plate_print_id is None:
+        return False
+    owner = db.session.execute(
+        sa.select(ScheduledPrint.printer_id).where(ScheduledPrint.id == gate.plate_print_id)
+    ).scalar_one_or_none()
+    return owner is not None and owner != printer.id
 
 
 def _confirm(intent: StartIntent, ours: ScheduledPrint, *, now: datetime, limits: StageLimits) -> None:
@@ -109,7 +140,7 @@ def _end(
     ours: ScheduledPrint,
     state: PrinterState,
     *,
-    in_state_since: datetime,
+    settled_for: timedelta,
     now: datetime,
     limits: StageLimits,
 ) -> None:
@@ -120,12 +151,103 @@ def _end(
         intent.ended_at = now
         return
     if state.state is PrinterActivity.finished:
-        intent.ended_at = now
-        move_print(ours, PrintStatus.completed, at=now, limits=limits)
+        if settled_for >= FINISH_SETTLES_IN:
+            intent.ended_at, ours.needs_look = now, None
+            move_print(ours, PrintStatus.completed, at=now, limits=limits)
         return
-    reason = _why_failed(ours, state, settled=now - in_state_since >= FAILURE_SETTLES_IN)
+    reason = _why_failed(ours, state, settled=settled_for >= FAILURE_SETTLES_IN)
     if reason is not None:
-        intent.ended_at = now
+        intent.ended_at, ours.needs_look = now, None
+        move_print(ours, PrintStatus.failed, at=now, limits=limits, reason=reason)
+
+
+def _see_foreign_print(printer: Printer, state: PrinterState, intent: StartIntent | None, now: datetime) -> None:
+    """A print that somebody started at the printer: recorded once as it begins and as it ends, and never touched."""
+    running = None
+    if intent is None and state.state in ACTIVE:
+        running = (state.job_name or state.file_name or state.submission_id or "a print without a name")[:255]
+    if running == printer.foreign_print or (running is None and state.state is PrinterActivity.unknown):
+        return
+    if running is not None and printer.foreign_print is not None:
+        # Some firmware tells the name late: still the same print.
+        printer.foreign_print = running
+        return
+    name = running or printer.foreign_print
+    printer.foreign_print = running
+    db.session.add(
+        PrintEvent(
+            user_id=printer.user_id,
+            printer_id=printer.id,
+            kind="printer.foreign_print_started" if running else "printer.foreign_print_ended",
+            details={"name": name, "state": state.state.value},
+            at=now,
+        )
+    )
+
+
+def _miss_ours(
+    printer: Printer,
+    state: PrinterState,
+    intent: StartIntent | None,
+    *,
+    settled_for: timedelta,
+    now: datetime,
+    limits: StageLimits,
+) -> None:
+    """Starts of ours that the printer should know of and does not name."""
+    others = db.session.execute(
+        sa.select(StartIntent).where(
+            StartIntent.printer_id == printer.id,
+            StartIntent.ended_at.is_(None),
+            StartIntent.state.in_((*AWAITING, IntentState.confirmed)),
+            StartIntent.id != (intent.id if intent is not None else 0),
+        )
+    ).scalars()
+    for missed in others:
+        published_at = missed.published_at
+        if published_at is None:
+            continue
+        ours = db.session.get_one(ScheduledPrint, missed.print_id, with_for_update=True)
+        is_running_another = state.state in ACTIVE and settled_for >= FAILURE_SETTLES_IN
+        if missed.state is IntentState.confirmed:
+            if ours.status is not PrintStatus.started:
+                missed.ended_at = now
+            elif is_running_another or (state.state not in ACTIVE and settled_for >= FAILURE_SETTLES_IN):
+                _ask_to_look(ours, state, now)
+        elif is_running_another:
+            _never_started(missed, ours, "another print began at the printer instead", now=now, limits=limits)
+        elif state.state not in ACTIVE and now - published_at > START_SETTLES_IN and settled_for > FAILURE_SETTLES_IN:
+            _never_started(missed, ours, "it was sent, but the printer never began it", now=now, limits=limits)
+
+
+def _ask_to_look(ours: ScheduledPrint, state: PrinterState, now: datetime) -> None:
+    """The printer does not print ours any more and does not say how it ended: power was lost, or it was restarted."""
+    sentence = (
+        f"the printer is {state.state} and does not say what became of this print:"
+        " look at it, then record it as completed or failed"
+    )
+    if ours.needs_look is not None:
+        return
+    ours.needs_look = sentence
+    db.session.add(
+        PrintEvent(
+            user_id=ours.user_id,
+            printer_id=ours.printer_id,
+            print_id=ours.id,
+            kind="print.needs_look",
+            reason=sentence,
+            details={},
+            at=now,
+        )
+    )
+
+
+def _never_started(
+    intent: StartIntent, ours: ScheduledPrint, reason: str, *, now: datetime, limits: StageLimits
+) -> None:
+    """Nobody repeats it by itself: a person may, which makes a new start."""
+    intent.state, intent.reason, intent.ended_at = IntentState.not_started, reason, now
+    if ours.status is PrintStatus.scheduled:
         move_print(ours, PrintStatus.failed, at=now, limits=limits, reason=reason)
 
 
@@ -187,13 +309,32 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
         return
     reason = explain(answer) or "no reason given"
     intent.state, intent.reason, intent.ended_at = IntentState.refused, reason, now
-    # A refused start put nothing on the plate.
-    printer.plate_state, printer.plate_print_id = PlateState.clear, None
+    gate = gate_of(printer)
+    if gate is not None and gate.plate_print_id == intent.print_id:
+        # A refused start put nothing on the plate.
+        clear(gate)
     refused = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True)
     if refused.status is PrintStatus.scheduled:
         move_print(
             refused, PrintStatus.failed, at=now, limits=limits, reason=f"refused by the printer: {reason}"[:2000]
         )
+
+
+def silent_starts(printer_ids: Sequence[int], *, now: datetime) -> list[int]:
+    """The printers to be asked once for a full report, since they do not say whether they began. The caller commits."""
+    silent = db.session.execute(
+        sa.select(StartIntent).where(
+            StartIntent.state == IntentState.published,
+            StartIntent.published_at < now - ASK_AFTER,
+            StartIntent.report_asked_at.is_(None),
+            StartIntent.printer_id.in_(printer_ids),
+        )
+    ).scalars()
+    asked = []
+    for intent in silent:
+        intent.report_asked_at = now
+        asked.append(intent.printer_id)
+    return asked
 
 
 def mark_unconfirmed(printer_ids: Sequence[int], *, now: datetime) -> None:
@@ -202,11 +343,11 @@ def mark_unconfirmed(printer_ids: Sequence[int], *, now: datetime) -> None:
         sa.select(StartIntent).where(
             StartIntent.state == IntentState.published,
             StartIntent.published_at < now - UNCONFIRMED_AFTER,
+            StartIntent.printer_id.in_(printer_ids),
         )
     ).scalars()
     for intent in intents:
-        if intent.printer_id in printer_ids:
-            _mark_unconfirmed(intent)
+        _mark_unconfirmed(intent)
 
 
 def _mark_unconfirmed(intent: StartIntent) -> None:

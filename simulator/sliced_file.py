@@ -99,7 +99,7 @@ def make_sliced_file(
     members: dict[str, bytes] = {}
     for plate in plates:
         stem = f"Metadata/plate_{plate.index}"
-        gcode = _gcode(plate, bed_type).encode()
+        gcode = _gcode(plate, model_id, nozzle_diameter, bed_type).encode()
         members[f"{stem}.gcode"] = gcode
         members[f"{stem}.gcode.md5"] = hashlib.md5(gcode, usedforsecurity=False).hexdigest().upper().encode()
         members[f"{stem}.json"] = json.dumps(_plate_json(plate, bed_type, nozzle_diameter)).encode()
@@ -179,9 +179,10 @@ def _clock_text(seconds: float) -> str:
     return " ".join([*parts, f"{left}s"])
 
 
-def _gcode(plate: Plate, bed_type: str) -> str:
+def _gcode(plate: Plate, model_id: str, nozzle_diameter: str, bed_type: str) -> str:
     used = [item for _, item in plate.used]
     nozzle, bed = type_temperatures.get(used[0][0], (220, 60)) if used else (220, 60)
+    settings = _project_settings((plate,), model_id, nozzle_diameter, bed_type)
     return "\n".join(
         [
             "; HEADER_BLOCK_START",
@@ -191,14 +192,11 @@ def _gcode(plate: Plate, bed_type: str) -> str:
             f"; total layer number: {plate.layer_count}",
             f"; total filament length [mm] : {','.join(f'{item[3] * 1000:.2f}' for item in used)}",
             f"; total filament weight [g] : {','.join(f'{item[2]:.2f}' for item in used)}",
+            f"; filament: {','.join(str(position) for position, _ in plate.used)}",
             "; HEADER_BLOCK_END",
             "",
             "; CONFIG_BLOCK_START",
-            f"; curr_bed_type = {plate_names.get(bed_type, 'Textured PEI Plate')}",
-            f"; filament_type = {';'.join(item[0] for item in used)}",
-            f"; nozzle_temperature = {nozzle}",
-            f"; textured_plate_temp = {bed}",
-            f"; hot_plate_temp = {bed}",
+            *(f"; {key} = {_config_text(key, value)}" for key, value in sorted(settings.items())),
             "; CONFIG_BLOCK_END",
             "",
             f"M140 S{bed}",
@@ -210,6 +208,12 @@ def _gcode(plate: Plate, bed_type: str) -> str:
             "",
         ]
     )
+
+
+def _config_text(key: str, value: object) -> str:
+    """A setting as a slicer writes it into a G-code: texts with semicolons between them, numbers with commas."""
+    is_text = key in ("filament_type", "filament_colour", "filament_ids")
+    return (";" if is_text else ",").join(value) if isinstance(value, list) else str(value)
 
 
 def _plate_json(plate: Plate, bed_type: str, nozzle_diameter: str) -> dict[str, object]:
@@ -294,6 +298,7 @@ def _project_settings(plates: Sequence[Plate], model_id: str, nozzle_diameter: s
         "nozzle_temperature_initial_layer": nozzle,
         **dict.fromkeys(beds, bed),
         **{f"{name}_initial_layer": bed for name in beds},
+        "bed_temperature_formula": "by_first_filament",
         "layer_height": "0.2",
         "version": "02.03.00.70",
     }

@@ -37,7 +37,7 @@ def hear(
             .values(
                 connection_status=status,
                 heard_at=clock.now - timedelta(seconds=ago_seconds),
-                snapshot={"state": state, "current_print_id": None, **snapshot},
+                snapshot={"state": state, "current_print_id": None, "nozzles": [0.4], "storage": "ok", **snapshot},
             )
         )
         session.commit()

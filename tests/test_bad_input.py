@@ -148,6 +148,11 @@ def endpoints() -> list[str]:
         "notifications.change_preferences",
         "scheduled prints.add_print",
         "scheduled prints.change_print",
+        "scheduled prints.start_print",
+        "queue.order_queue",
+        "queue.retry_print",
+        "print batches.add_batch",
+        "print batches.change_batch",
     ]
 
 

@@ -17,7 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from werkzeug.test import TestResponse
 
 from columns import Cost, Grams, Money, Scaled, UtcDateTime
-from models import BambuMaterial, LedgerEntry, Order, Printer, ScheduledPrint, db
+from farm.gates import locked_gate
+from models import BambuMaterial, LedgerEntry, Order, Printer, PrinterGate, ScheduledPrint, db
 from tests.farm_builder import Farm
 
 PRINTS = "/api/bambu/scheduled-prints"
@@ -90,18 +91,13 @@ def test_eight_writers_never_hear_that_the_database_is_locked(app: Flask, farm: 
 
 def test_a_read_before_a_write_waits_its_turn_and_loses_nothing(app: Flask, farm: Farm) -> None:
     """The trap of SQLite: with a plain BEGIN, whoever has read cannot go on to write after another has."""
-    printer_id = farm.add_printer()["id"]
-    with farm.database() as session:
-        session.execute(sa.update(Printer).values(plate_print_id=0))
-        session.commit()
     faults: list[Exception] = []
 
     def count_up() -> None:
         for _ in range(20):
             with app.app_context():
                 try:
-                    row = db.session.get_one(Printer, printer_id, with_for_update=True)
-                    row.plate_print_id = (row.plate_print_id or 0) + 1
+                    locked_gate("01P00A000000001").last_submission_id += 1
                     db.session.commit()
                 except Exception as error:
                     faults.append(error)
@@ -114,7 +110,7 @@ def test_a_read_before_a_write_waits_its_turn_and_loses_nothing(app: Flask, farm
         thread.join(60)
     assert faults == []
     with farm.database() as session:
-        assert session.get_one(Printer, printer_id).plate_print_id == 20 * WRITERS
+        assert session.execute(sa.select(PrinterGate.last_submission_id)).scalar_one() == 20 * WRITERS
 
 
 def test_reading_holds_up_no_writer(app: Flask, farm: Farm) -> None:

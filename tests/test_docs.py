@@ -31,7 +31,9 @@ IDS = {
     "connection_id": "**connection's id**",
     "order_id": "**order's id**",
     "profile_id": "**profile's id**",
+    "batch_id": "**batch's id**",
     "file_id": "**file's id**",
+    "plate": "**plate's number**",
     "material_id": "**material's own id**",
     "print_id": "**print's own id**",
 }

@@ -22,6 +22,9 @@ from tests.whole_farm import BODIES, fill
 
 THREADS, KEYS = 8, 20
 REPEATABLE = {
+    "print batches.add_batch",
+    "print batches.top_up_batch",
+    "queue.retry_print",
     "printers.add_printer",
     "printer connections.add_connection",
     "materials.add_material",
@@ -178,10 +181,11 @@ def test_every_one_of_them_repeats(app: Flask, farm: Farm) -> None:
     for endpoint in sorted(REPEATABLE):
         path = whole.path(found[endpoint], "POST")
         body = BODIES[endpoint](whole) if endpoint in BODIES else None
+        if endpoint == "queue.retry_print":
+            farm.move(whole.print_id, "started", "failed")
         first, again = (farm.post(path, body, headers={"Idempotency-Key": "same"}) for _ in range(2))
-        assert (first.status_code, again.data) == (200 if endpoint.endswith("start_print") else 201, first.data), (
-            endpoint
-        )
+        made = 200 if endpoint.endswith(("start_print", "retry_print", "top_up_batch")) else 201
+        assert (first.status_code, again.data) == (made, first.data), endpoint
         assert (is_repeat(first), is_repeat(again)) == (False, True), endpoint
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 
-from farm.print_files import folder_of
-from models import IntentState
+from farm.print_files import drop_bytes, folder_of, lock_files
+from models import IntentState, PrintFile, db
 from simulator import Plate, make_sliced_file
 from simulator.sliced_file import make_unsliced_project
 from tests.apps import another_app
@@ -25,6 +26,29 @@ from tests.rows import add_intent
 PATH = "/api/print-files"
 MISSING_ID = 2_000_000_000
 CAP = 40_000
+# What is told of the simulator's usual plate.
+PLATE = {
+    "plate": 1,
+    "print_minutes": 60,
+    "grams": 20,
+    "filaments": [
+        {
+            "filament_id": 1,
+            "material_type": "PLA",
+            "color": "#FFFFFF",
+            "grams": 20,
+            "meters": 6.7,
+            "nozzle_temp": 220,
+            "vendor_profile": "GFA00",
+        }
+    ],
+    "printer_model": "P1S",
+    "nozzle_diameters_mm": [0.4],
+    "bed_type": "textured_plate",
+    "nozzle_temp": 220,
+    "bed_temp": 65,
+    "has_thumbnail": True,
+}
 
 
 @pytest.fixture
@@ -60,7 +84,7 @@ def zipped(*members: tuple[str, bytes]) -> bytes:
 
 
 def test_an_upload_answers_what_the_file_is(farm: Farm, own_folder: Path) -> None:
-    content = make_sliced_file(None, [Plate(1), Plate(3)])
+    content = make_sliced_file(None, [Plate(1), Plate(3, minutes=94.2)])
     answer = farm.upload(content, "My vase.gcode.3mf")
     digest = hashlib.sha256(content).hexdigest()
     assert (answer.status_code, answer.json) == (
@@ -70,7 +94,7 @@ def test_an_upload_answers_what_the_file_is(farm: Farm, own_folder: Path) -> Non
             "file_name": "My_vase.gcode.3mf",
             "sha256": digest,
             "size_bytes": len(content),
-            "plates": [1, 3],
+            "plates": [PLATE, PLATE | {"plate": 3, "print_minutes": 95, "has_thumbnail": True}],
             "created_at": "2026-11-21T09:00:00Z",
         },
     )
@@ -128,6 +152,43 @@ def test_a_files_name_is_never_a_path_nor_a_header(farm: Farm, own_folder: Path,
     answer = farm.upload(make_sliced_file(None, [Plate()]), name)
     assert (answer.status_code, answer.json["file_name"]) == (201, shown)
     assert names(own_folder) == [answer.json["sha256"]]
+
+
+# Bytes and rows
+
+
+def test_a_file_that_is_uploaded_while_it_is_deleted_keeps_its_bytes(app: Flask, farm: Farm, own_folder: Path) -> None:
+    """The moment between the end of a delete's row and that of its bytes."""
+    content = make_sliced_file(None, [Plate(minutes=15)])
+    first = farm.add_file(content)
+    with farm.database() as session:
+        session.execute(sa.delete(PrintFile).where(PrintFile.id == first["id"]))
+        session.commit()
+    again = farm.add_file(content)
+    with app.app_context():
+        drop_bytes(own_folder / first["sha256"], farm.user["id"])
+    assert farm.get(f"{PATH}/{again['id']}").status_code == 200
+    assert (own_folder / again["sha256"]).read_bytes() == content
+    with farm.database() as session:
+        session.execute(sa.delete(PrintFile).where(PrintFile.id == again["id"]))
+        session.commit()
+        drop_bytes(own_folder / first["sha256"], farm.user["id"])
+    assert names(own_folder) == []
+
+
+def test_bytes_get_their_name_only_while_nobody_takes_bytes_away(app: Flask, farm: Farm, own_folder: Path) -> None:
+    content, answers = make_sliced_file(None, [Plate(minutes=16)]), []
+    thread = threading.Thread(target=lambda: answers.append(farm.upload(content)))
+    with app.app_context():
+        lock_files(farm.user["id"])
+        thread.start()
+        thread.join(1.5)
+        while_locked = names(own_folder)
+        db.session.rollback()
+    thread.join(30)
+    assert [name for name in while_locked if not name.startswith(".upload-")] == []
+    assert len(while_locked) == 1
+    assert (answers[0].status_code, names(own_folder)) == (201, [answers[0].json["sha256"]])
 
 
 # What is refused

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from farm.gates import gate_of
 from models import ConnectionStatus, PlateState, Printer, PrinterConnection, ScheduledPrint
 from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
@@ -18,7 +19,8 @@ PRINTS = "/api/bambu/scheduled-prints"
 MISSING_ID = 2_000_000_000
 FIELDS = {
     *("id", "name", "model", "location", "notes", "connection_id", "connection_type", "status", "current_job"),
-    *("auto_start", "plate_state", "utilization_pct", "created_at", "updated_at"),
+    *("auto_start", "queue_paused_at", "nozzle_diameter_mm", "plate_state", "utilization_pct"),
+    *("created_at", "updated_at"),
 }
 
 
@@ -30,10 +32,16 @@ def get(farm: Farm, printer_id: int) -> dict[str, Any]:
 def put_on_plate(farm: Farm, printer_id: int, print_id: int | None, state: PlateState = PlateState.occupied) -> None:
     """What the worker writes when a print has run."""
     with farm.database() as session:
-        session.execute(
-            sa.update(Printer).where(Printer.id == printer_id).values(plate_state=state, plate_print_id=print_id)
-        )
+        gate = gate_of(session.get_one(Printer, printer_id))
+        assert gate is not None
+        gate.plate_state, gate.plate_print_id = state, print_id
         session.commit()
+
+
+def add_reached(farm: Farm) -> int:
+    """A printer with a connection: only such a one has a plate that matters to us."""
+    made = farm.add_printer(host="192.168.1.20", serial_number="01P00A000000001", access_code="12345678")
+    return int(made["id"])
 
 
 # What a printer is
@@ -59,6 +67,8 @@ def test_a_printer_needs_only_a_name(farm: Farm) -> None:
         "status": "none",
         "current_job": None,
         "auto_start": False,
+        "nozzle_diameter_mm": None,
+        "queue_paused_at": None,
         "plate_state": "unknown",
         "utilization_pct": 0,
         "created_at": "2026-11-21T09:00:00Z",
@@ -219,7 +229,7 @@ def test_a_deleted_print_still_was_work(farm: Farm, clock: Clock) -> None:
 
 
 def test_a_plate_is_cleared_by_naming_the_last_print(farm: Farm) -> None:
-    printer_id = farm.add_printer()["id"]
+    printer_id = add_reached(farm)
     first, second = farm.add_print(printer_id)["id"], farm.add_print(printer_id)["id"]
     put_on_plate(farm, printer_id, second)
     late = farm.post(f"{PATH}/{printer_id}/plate-cleared", {"print_id": first})
@@ -236,7 +246,7 @@ def test_a_plate_is_cleared_by_naming_the_last_print(farm: Farm) -> None:
 
 @pytest.mark.parametrize("state", [PlateState.unknown, PlateState.occupied])
 def test_a_plate_with_nothing_of_ours_on_it_is_cleared_by_null(farm: Farm, state: PlateState) -> None:
-    printer_id = farm.add_printer()["id"]
+    printer_id = add_reached(farm)
     put_on_plate(farm, printer_id, None, state)
     made = farm.add_print(printer_id)["id"]
     assert farm.post(f"{PATH}/{printer_id}/plate-cleared", {"print_id": made}).status_code == 409
@@ -245,7 +255,7 @@ def test_a_plate_with_nothing_of_ours_on_it_is_cleared_by_null(farm: Farm, state
 
 @pytest.mark.parametrize("by_null", [True, False])
 def test_a_plate_whose_last_print_was_deleted_can_still_be_cleared(farm: Farm, by_null: bool) -> None:
-    printer_id = farm.add_printer()["id"]
+    printer_id = add_reached(farm)
     made = farm.add_print(printer_id)["id"]
     farm.move(made, "started", "completed")
     put_on_plate(farm, printer_id, made)
@@ -255,7 +265,7 @@ def test_a_plate_whose_last_print_was_deleted_can_still_be_cleared(farm: Farm, b
 
 
 def test_a_plate_is_not_cleared_while_a_print_runs(farm: Farm) -> None:
-    printer_id = farm.add_printer()["id"]
+    printer_id = add_reached(farm)
     made = farm.add_print(printer_id)["id"]
     farm.move(made, "started")
     put_on_plate(farm, printer_id, made)
@@ -264,7 +274,7 @@ def test_a_plate_is_not_cleared_while_a_print_runs(farm: Farm) -> None:
 
 
 def test_a_plate_call_names_the_print_explicitly_and_only_ones_own(farm: Farm, stranger: Farm) -> None:
-    printer_id = farm.add_printer()["id"]
+    printer_id = add_reached(farm)
     theirs = stranger.add_print(stranger.add_printer()["id"])
     missing = farm.post(f"{PATH}/{printer_id}/plate-cleared", {"print_id": MISSING_ID})
     foreign = farm.post(f"{PATH}/{printer_id}/plate-cleared", {"print_id": theirs["id"]})
@@ -311,3 +321,45 @@ def test_a_removed_printer_takes_its_connection_and_secrets_with_it_and_leaves_i
     assert [each["id"] for each in farm.get(PRINTS).json] == [made]
     with farm.database() as session:
         assert session.execute(sa.select(sa.func.count()).select_from(PrinterConnection)).scalar_one() == 0
+
+
+def test_a_plate_that_nothing_starts_on_from_here_need_not_be_cleared(farm: Farm) -> None:
+    printer_id = farm.add_printer()["id"]
+    answer = farm.post(f"{PATH}/{printer_id}/plate-cleared", {"print_id": None})
+    assert (answer.status_code, answer.json["code"]) == (409, "no_connection")
+
+
+def test_one_machine_has_one_plate_whichever_account_entered_it(farm: Farm, stranger: Farm) -> None:
+    mine, theirs = add_reached(farm), add_reached(stranger)
+    made = farm.add_print(mine)["id"]
+    put_on_plate(farm, mine, made)
+    assert get(stranger, theirs)["plate_state"] == "occupied"
+    # They cannot name a print that is not theirs; that the plate is empty they can see as well as anybody.
+    assert stranger.post(f"{PATH}/{theirs}/plate-cleared", {"print_id": made}).status_code == 404
+    assert stranger.post(f"{PATH}/{theirs}/plate-cleared", {"print_id": None}).json["plate_state"] == "clear"
+    assert get(farm, mine)["plate_state"] == "clear"
+
+
+@pytest.mark.parametrize("state", ["preparing", "printing", "paused"])
+def test_a_plate_is_not_cleared_while_the_printer_says_that_it_prints(farm: Farm, clock: Clock, state: str) -> None:
+    printer_id = add_reached(farm)
+    put_on_plate(farm, printer_id, None)
+    with farm.database() as session:
+        session.execute(
+            sa.update(PrinterConnection).values(
+                connection_status=ConnectionStatus.connected, heard_at=clock(), snapshot={"state": state}
+            )
+        )
+        session.commit()
+    answer = farm.post(f"{PATH}/{printer_id}/plate-cleared", {"print_id": None})
+    assert (answer.status_code, answer.json["code"]) == (409, "print_running")
+
+
+@pytest.mark.parametrize("diameter", [0.2, 0.4, 0.6, 0.8])
+def test_a_printer_s_nozzle_can_be_entered_where_no_report_tells_it(farm: Farm, diameter: float) -> None:
+    printer_id = farm.add_printer(nozzle_diameter_mm=diameter)["id"]
+    assert get(farm, printer_id)["nozzle_diameter_mm"] == diameter
+    assert farm.put(f"{PATH}/{printer_id}", {"nozzle_diameter_mm": None}).json["nozzle_diameter_mm"] is None
+    for wrong in (0, 0.05, 2.5, "0.4", True):
+        answer = farm.put(f"{PATH}/{printer_id}", {"nozzle_diameter_mm": wrong})
+        assert (answer.status_code, list(answer.json["fields"])) == (422, ["nozzle_diameter_mm"]), wrong

@@ -25,6 +25,7 @@ from models import (
     PrintEvent,
     PrintStatus,
     ScheduledPrint,
+    StartIntent,
     db,
 )
 from simulator import Plate, make_sliced_file
@@ -44,6 +45,11 @@ FIELDS = {
         "estimated_grams",
         "used_grams",
         "material_cost",
+        "batch_id",
+        "units",
+        "held_at",
+        "overrides",
+        "needs_look",
         "created_at",
         "updated_at",
     ),
@@ -111,6 +117,7 @@ def test_a_new_print_needs_a_printer_and_a_name_and_is_queued(farm: Farm, printe
         "plate": 1,
         "status": "queued",
         "priority": 0,
+        "units": 1,
         "created_at": "2026-11-21T09:00:00Z",
         "updated_at": "2026-11-21T09:00:00Z",
     }
@@ -163,6 +170,7 @@ OUT_OF_RANGE = [
 READ_ONLY = [
     *("id", "user_id", "created_at", "updated_at", "started_at", "completed_at", "progress_percent", "material_cost"),
     *("waiting_reason", "order_item_id", "is_chained", "deleted_at", "nonsense"),
+    *("batch_id", "units", "held_at", "overrides", "needs_look"),
 ]
 
 
@@ -523,6 +531,7 @@ def test_a_client_that_sends_back_what_it_was_shown_is_not_refused(farm: Farm, p
     ended = farm.move(prints[0]["id"], "started", "completed")
     read_only = {"id", "order_item_id", "waiting_reason", "started_at", "completed_at", "failed_reason"}
     read_only |= {"progress_percent", "material_cost", "used_grams", "created_at", "updated_at"}
+    read_only |= {"batch_id", "units", "held_at", "overrides", "needs_look"}
     clock.forward(minutes=1)
     whole = {name: value for name, value in ended.items() if name not in read_only}
     answer = put(farm, ended["id"], **whole)
@@ -650,23 +659,39 @@ def test_the_printer_that_a_print_is_moved_to_has_the_word(
     assert put(farm, here["id"], status="started", printer_id=printer_id).status_code == 200
 
 
-SENDING = [IntentState.claimed, IntentState.uploading, IntentState.armed, IntentState.published]
+UNSENT = [IntentState.claimed, IntentState.uploading, IntentState.armed]
 
 
-@pytest.mark.parametrize("state", SENDING)
-def test_a_print_that_is_being_sent_is_neither_edited_nor_taken_back_nor_deleted(
-    farm: Farm, linked_id: int, state: IntentState
+@pytest.mark.parametrize("state", [*UNSENT, IntentState.published])
+def test_a_print_that_is_being_sent_is_not_edited(farm: Farm, linked_id: int, state: IntentState) -> None:
+    made = farm.add_print(linked_id, status="scheduled")
+    add_intent(farm, made["id"], state)
+    for answer in (put(farm, made["id"], priority=5), put(farm, made["id"], print_file_id=None, plate=2)):
+        assert (answer.status_code, answer.json["code"]) == (409, "start_under_way")
+    assert get(farm, made["id"]) == made
+
+
+def test_a_print_whose_start_may_have_been_sent_is_neither_taken_back_nor_deleted(farm: Farm, linked_id: int) -> None:
+    made = farm.add_print(linked_id, status="scheduled")
+    add_intent(farm, made["id"], IntentState.published)
+    for answer in (put(farm, made["id"], status="queued"), farm.delete(f"{PATH}/{made['id']}")):
+        assert (answer.status_code, answer.json["code"]) == (409, "start_under_way")
+    assert get(farm, made["id"]) == made
+
+
+@pytest.mark.parametrize("state", UNSENT)
+@pytest.mark.parametrize("way", ["queued", "deleted"])
+def test_a_print_is_taken_back_as_long_as_its_start_was_not_sent(
+    farm: Farm, linked_id: int, state: IntentState, way: str
 ) -> None:
     made = farm.add_print(linked_id, status="scheduled")
     add_intent(farm, made["id"], state)
-    for answer in (
-        put(farm, made["id"], priority=5),
-        put(farm, made["id"], print_file_id=None, plate=2),
-        put(farm, made["id"], status="queued"),
-        farm.delete(f"{PATH}/{made['id']}"),
-    ):
-        assert (answer.status_code, answer.json["code"]) == (409, "start_under_way")
-    assert get(farm, made["id"]) == made
+    answer = farm.delete(f"{PATH}/{made['id']}") if way == "deleted" else put(farm, made["id"], status="queued")
+    assert answer.status_code == 200, answer.text
+    with farm.database() as session:
+        intent = session.execute(sa.select(StartIntent)).scalar_one()
+        assert (intent.state, intent.reason) == (IntentState.withdrawn, "a person took it back")
+        assert intent.ended_at is not None
 
 
 @pytest.mark.parametrize("state", [IntentState.withdrawn, IntentState.not_started, IntentState.refused])
@@ -708,18 +733,23 @@ def test_start_in_a_wrong_state_is_a_conflict(farm: Farm, printer_id: int, way: 
     assert (answer.status_code, answer.json["code"], get(farm, made["id"])) == (409, "illegal_move", moved)
 
 
+UNREACHED, WANTS_RED = "the printer cannot be reached", "needs PLA red 20 g"
+
+
 def test_a_release_that_an_interlock_holds_is_200_scheduled_and_says_why(
     farm: Farm, printer_id: int, linked_id: int, clock: Clock
 ) -> None:
     file = farm.add_file()["id"]
+    farm.add_material(linked_id, color="#FFFFFF")
     cases = [
         (farm.add_print(linked_id), "it has no sliced file"),
-        (farm.add_print(linked_id, scheduled_start="2026-11-21T12:00:00Z"), "not before 2026-11-21 12:00 UTC"),
+        (farm.add_print(linked_id, print_file_id=file, scheduled_start="2026-11-21T12:00:00Z"), UNREACHED),
+        (farm.add_print(linked_id, print_file_id=file, material_color="red"), f"{WANTS_RED}, slot 0 has white"),
         (
             farm.add_print(printer_id, print_file_id=file),
             "the printer has no connection: start it there and record it here",
         ),
-        (farm.add_print(linked_id, print_file_id=file), "the printer cannot be reached"),
+        (farm.add_print(linked_id, print_file_id=file), UNREACHED),
     ]
     for made, reason in cases:
         released = farm.post(f"{PATH}/{made['id']}/start")
@@ -739,6 +769,7 @@ def test_a_release_that_an_interlock_holds_is_200_scheduled_and_says_why(
 
 
 def test_a_released_print_that_is_given_its_file_no_longer_says_that_it_has_none(farm: Farm, linked_id: int) -> None:
+    farm.add_material(linked_id, color="#FFFFFF")
     made = farm.add_print(linked_id, status="scheduled")
     given = put(farm, made["id"], print_file_id=farm.add_file()["id"]).json
     assert given["waiting_reason"] == "the printer cannot be reached"

@@ -373,8 +373,8 @@ def test_an_order_of_nothing_but_digital_lines_is_a_conflict(farm: Farm, printer
     assert (answer.status_code, answer.json["code"]) == (409, "nothing_to_print")
 
 
-@pytest.mark.parametrize("bad", ["auto", "1", True, None, 0, -1, 1.5, 2**31, [1]])
-def test_a_printer_is_an_id_until_the_planner_brings_auto(farm: Farm, bad: Any) -> None:
+@pytest.mark.parametrize("bad", ["Auto", "1", True, None, 0, -1, 1.5, 2**31, [1]])
+def test_a_printer_is_an_id_or_auto(farm: Farm, bad: Any) -> None:
     answer = schedule(farm, farm.add_order()["id"], bad)
     assert (answer.status_code, list(answer.json["fields"])) == (422, ["printer_id"])
 

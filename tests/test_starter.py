@@ -12,12 +12,16 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from bambu.errors import Fault, Severity
 from bambu_client import NotSent, StartOrder
 from bambu_files import UploadFailed
-from bambu_report import PrinterActivity, PrinterState, Spool, Storage
+from bambu_report import Nozzle, PrinterActivity, PrinterState, Spool, Storage
 from farm import starter, tracker
+from farm.gates import locked_gate, next_submission_id
+from farm.interlocks import Interlock
 from farm.leases import LEASE, Lease, keep_leases
 from models import (
+    BambuMaterial,
     ConnectionStatus,
     IntentState,
     Order,
@@ -25,6 +29,7 @@ from models import (
     PlateState,
     Printer,
     PrinterConnection,
+    PrintFile,
     ScheduledPrint,
     StartIntent,
     db,
@@ -38,6 +43,7 @@ IDLE = PrinterState(
     known=True,
     state=PrinterActivity.idle,
     storage=Storage.ok,
+    nozzles=(Nozzle(0, 0.4, None),),
     spools=(Spool(ams_id=0, tray_id=0, slot=0, loaded=True, material_type="PLA"),),
 )
 
@@ -47,6 +53,7 @@ class LinkOf:
 
     def __init__(self, clock: Clock, state: PrinterState = IDLE) -> None:
         self.clock, self.state, self.generation = clock, state, 1
+        self.in_state_since: datetime | None = clock() - timedelta(minutes=1)
         self.full_heard_at: datetime | None = clock()
         self.published: list[StartOrder] = []
         self.refuse: Exception | None = None
@@ -85,17 +92,18 @@ class Bench:
     def __init__(self, farm: Farm, clock: Clock) -> None:
         self.farm, self.clock = farm, clock
         self.printer_id = farm.add_printer("Left", host="127.0.0.1", serial_number=SERIAL, access_code="12345678")["id"]
-        self.material = farm.add_material(self.printer_id, slot=0)
+        self.material = farm.add_material(self.printer_id, slot=0, color="#FFFFFF")
         self.file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
-        self.print_id = farm.add_print(
-            self.printer_id, print_file_id=self.file["id"], material_type="PLA", estimated_grams=20, status="scheduled"
-        )["id"]
+        self.print_id = farm.add_print(self.printer_id, print_file_id=self.file["id"], status="scheduled")["id"]
         self.link, self.storage = LinkOf(clock), StorageOf()
         self.is_stopping = threading.Event()
+        self.deferred: dict[int, str] = {}
+        self.steps: list[str] = []
+        self.look_again_at: datetime | None = None
         with farm.database():
-            db.session.execute(sa.update(Printer).values(plate_state=PlateState.clear))
             self.hear()
             db.session.commit()
+        self.plate(PlateState.clear)
 
     def hear(self) -> None:
         db.session.execute(
@@ -103,6 +111,22 @@ class Bench:
                 connection_status=ConnectionStatus.connected, heard_at=self.clock(), snapshot={"state": "idle"}
             )
         )
+
+    def plate(self, state: PlateState, print_id: int | None = None) -> None:
+        with self.farm.database():
+            gate = locked_gate(SERIAL)
+            gate.plate_state, gate.plate_print_id = state, print_id
+            db.session.commit()
+
+    def plate_says(self, **facts: Any) -> None:
+        """As if the slicer had written something else about the plate."""
+        with self.farm.database():
+            file = db.session.get_one(PrintFile, self.file["id"])
+            file.plates = [{**file.plates[0], **facts}]
+            db.session.commit()
+
+    def sliced_for(self, model: str | None) -> None:
+        self.plate_says(printer_model=model)
 
     def change(self, model: Any, **values: Any) -> None:
         with self.farm.database():
@@ -112,7 +136,7 @@ class Bench:
     def start(self, lease: Lease | None = None) -> int | None:
         """The id of the print whose start was tried."""
         with self.farm.database():
-            intent = starter.start(
+            attempt = starter.Start(
                 self.printer_id,
                 self.link,
                 self.storage,
@@ -120,9 +144,17 @@ class Bench:
                 clock=self.clock,
                 rules=starter.StartRules.from_settings(self.farm.app.extensions["parts"].settings),
                 is_stopping=self.is_stopping,
-                fresh_report_seconds=0.05,
-            )
-            return intent.print_id if intent is not None else None
+                in_state_since=lambda: self.link.in_state_since,
+                deferred=self.deferred,
+                at_step=self.steps.append,
+                fresh_report_seconds=0.06,
+            ).run()
+            self.look_again_at = attempt.look_again_at
+            return attempt.intent.print_id if attempt.intent is not None else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.farm.token}"}
 
     @property
     def reason(self) -> str | None:
@@ -165,14 +197,41 @@ HELD_BACK: dict[str, tuple[Callable[[Bench], None], str]] = {
     "state unknown": (lambda b: setattr(b.link, "state", PrinterState()), "cannot be reached"),
     "link not live": (lambda b: b.change(PrinterConnection, connection_status=ConnectionStatus.offline), "reached"),
     "silent for 90 s": (lambda b: b.clock.forward(seconds=90) and None, "cannot be reached"),
-    "plate occupied": (lambda b: b.change(Printer, plate_state=PlateState.occupied), "plate not cleared"),
-    "plate unknown": (lambda b: b.change(Printer, plate_state=PlateState.unknown), "plate not cleared"),
+    "plate occupied": (lambda b: b.plate(PlateState.occupied), "plate not cleared"),
+    "plate unknown": (lambda b: b.plate(PlateState.unknown), "plate not cleared"),
+    "storage unknown": (lambda b: setattr(b.link, "state", replace(IDLE, storage=None)), "storage"),
+    "just come to rest": (lambda b: setattr(b.link, "in_state_since", b.clock() - timedelta(seconds=9)), "just come"),
+    "rest unknown": (lambda b: setattr(b.link, "in_state_since", None), "just come"),
+    "severe fault": (
+        lambda b: setattr(
+            b.link,
+            "state",
+            replace(IDLE, faults=(Fault("0300-0100-0001-0007", Severity.fatal, "hot bed", None),)),
+        ),
+        "0300-0100-0001-0007: hot bed",
+    ),
+    "other nozzle": (lambda b: setattr(b.link, "state", replace(IDLE, nozzles=(Nozzle(0, 0.2, None),))), "0.2 mm"),
+    "nozzle unknown": (lambda b: setattr(b.link, "state", replace(IDLE, nozzles=())), "nozzle"),
+    "other model": (lambda b: b.sliced_for("X1 Carbon"), "sliced for a X1 Carbon, this printer is a P1S"),
+    "model unknown": (lambda b: b.sliced_for(None), "does not say for which printer"),
+    "too hot": (
+        lambda b: (b.plate_says(bed_temp=110), b.change(ScheduledPrint, bed_temp=110)) and None,
+        "heats the bed to 110 °C, a P1S reaches 100 °C",
+    ),
+    "other temperature": (lambda b: b.change(ScheduledPrint, nozzle_temp=199), "199 °C was expected"),
+    "other type in the file": (lambda b: b.change(ScheduledPrint, material_type="PETG"), "PETG was expected"),
+    "queue paused": (lambda b: b.change(Printer, queue_paused_at=b.clock()), "queue of this printer is paused"),
+    "held": (lambda b: b.change(ScheduledPrint, held_at=b.clock()), "held by a person"),
+    "other colour": (lambda b: b.change(ScheduledPrint, material_color="#000000"), "needs PLA black"),
     "no storage": (lambda b: setattr(b.link, "state", replace(IDLE, storage=Storage.none)), "storage"),
     "developer mode off": (lambda b: setattr(b.link, "state", replace(IDLE, developer_mode=False)), "Developer Mode"),
     "not its time": (lambda b: b.change(ScheduledPrint, scheduled_start=b.clock() + timedelta(hours=1)), "not before"),
     "no file": (lambda b: b.change(ScheduledPrint, print_file_id=None), "no sliced file"),
-    "no such spool": (lambda b: b.change(ScheduledPrint, material_type="PETG"), "no spool of PETG"),
-    "too few grams": (lambda b: b.change(ScheduledPrint, estimated_grams=1001), "needs PLA 1001 g, slot 0 has 1000 g"),
+    "no such spool": (lambda b: b.change(BambuMaterial, material_type="PETG"), "needs PLA"),
+    "too few grams": (
+        lambda b: b.change(ScheduledPrint, estimated_grams=1001),
+        "needs PLA white 1001 g, slot 0 has 1000 g",
+    ),
     "nearly empty": (
         lambda b: b.farm.put(f"/api/bambu/materials/{b.material['id']}", {"remaining_pct": 2}) and None,
         "nearly empty",
@@ -240,7 +299,7 @@ def test_a_worker_that_lost_its_lease_during_the_upload_publishes_nothing(bench:
     bench.link.on_fresh_report = lambda: take_over(bench)
     bench.start()
     assert bench.link.published == []
-    assert bench.intents() == [IntentState.uploading]
+    assert bench.intents() == [IntentState.armed]
 
 
 def test_a_worker_that_lost_its_lease_claims_nothing(bench: Bench) -> None:
@@ -319,7 +378,7 @@ def test_a_start_that_is_never_confirmed_waits_for_a_person_s_word(bench: Bench)
         db.session.commit()
     assert bench.intents() == [IntentState.unknown]
     assert "look at the printer" in (bench.reason or "")
-    bench.change(Printer, plate_state=PlateState.clear)
+    bench.plate(PlateState.clear)
     assert bench.start() is None, "an unconfirmed start is never repeated by itself"
     moved = bench.farm.put(f"/api/bambu/scheduled-prints/{bench.print_id}", {"status": "queued"})
     assert moved.status_code == 200, moved.text
@@ -365,9 +424,103 @@ def test_a_released_print_without_a_connection_says_so(farm: Farm) -> None:
     )
 
 
-def test_a_plate_of_several_filaments_is_held_back(bench: Bench) -> None:
-    colors = (("PLA", "#111111", 1.0, 0.3), ("PLA", "#222222", 1.0, 0.3))
+def test_each_filament_of_a_plate_is_fed_from_the_slot_that_matches_it(bench: Bench) -> None:
+    colors = (("PLA", "#111111", 1.0, 0.3), None, ("PETG", "#EEEEEE", 2.0, 0.6))
     file = bench.farm.add_file(make_sliced_file(None, [Plate(minutes=30, filaments=colors)]))
-    bench.farm.put(f"/api/bambu/scheduled-prints/{bench.print_id}", {"print_file_id": file["id"]})
+    bench.farm.add_material(bench.printer_id, slot=2, color="#EEEEEE", material_type="PETG")
+    bench.farm.add_material(bench.printer_id, slot=5, color="#101010")
+    bench.farm.delete(f"/api/bambu/scheduled-prints/{bench.print_id}")
+    made = bench.farm.add_print(bench.printer_id, print_file_id=file["id"], status="scheduled")
+    assert bench.start() == made["id"], bench.farm.get_print(made["id"])
+    assert bench.link.published[0].mapping == ((1, 1), None, (0, 2))
+
+
+def test_a_print_that_cannot_start_holds_up_none_behind_it(bench: Bench) -> None:
+    bench.change(ScheduledPrint, material_color="#000000", priority=9)
+    second = bench.farm.add_print(bench.printer_id, print_file_id=bench.file["id"], status="scheduled")
+    third = bench.farm.add_print(bench.printer_id, print_file_id=bench.file["id"], status="scheduled")
+    assert bench.start() == second["id"]
+    assert "needs PLA black" in (bench.reason or "")
+    assert bench.farm.get_print(third["id"])["waiting_reason"] == "another print goes first"  # type: ignore[index]
+
+
+def test_a_deferred_print_lets_the_next_one_go(bench: Bench) -> None:
+    second = bench.farm.add_print(bench.printer_id, print_file_id=bench.file["id"], status="scheduled")
+    bench.deferred[bench.print_id] = "the file could not be sent"
+    assert bench.start() == second["id"]
+    assert bench.reason == "the file could not be sent"
+
+
+OVERRIDES: dict[str, str] = {
+    "other nozzle": "nozzle",
+    "too hot": "temperatures",
+    "other temperature": "profile",
+    "severe fault": "fault",
+    "just come to rest": "settled",
+    "storage unknown": "storage",
+    "printer sees other filament": "filament",
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_a_person_may_answer_for_a_single_interlock(bench: Bench, case: str) -> None:
+    HELD_BACK[case][0](bench)
     assert bench.start() is None
-    assert "several filaments" in (bench.reason or "")
+    bench.change(ScheduledPrint, overrides=[OVERRIDES[case]])
+    assert bench.start() == bench.print_id
+    with bench.farm.database():
+        checks = db.session.execute(sa.select(StartIntent.checks)).scalar_one()
+    assert checks is not None and checks[OVERRIDES[case]] == "overridden by a person"
+    assert set(checks.values()) == {"ok", "overridden by a person"}
+
+
+@pytest.mark.parametrize("case", ["printer busy", "plate occupied", "other model", "developer mode off", "held"])
+def test_nobody_overrides_what_would_break_something(bench: Bench, case: str) -> None:
+    HELD_BACK[case][0](bench)
+    bench.change(ScheduledPrint, overrides=[lock.value for lock in Interlock])
+    assert bench.start() is None
+    assert bench.link.published == []
+
+
+def test_the_starter_says_when_time_alone_may_change_something(bench: Bench) -> None:
+    due = bench.clock() + timedelta(hours=1)
+    bench.change(ScheduledPrint, scheduled_start=due)
+    assert bench.start() is None
+    assert bench.look_again_at == due
+    bench.link.in_state_since = bench.clock() - timedelta(seconds=4)
+    bench.start()
+    assert bench.look_again_at == bench.clock() + timedelta(seconds=6)
+
+
+def test_each_named_crash_point_lies_on_the_way(bench: Bench) -> None:
+    bench.start()
+    assert tuple(bench.steps) == starter.CRASH_POINTS
+
+
+def test_a_print_taken_back_while_its_file_is_on_the_way_is_never_sent(bench: Bench) -> None:
+    def cancel() -> None:
+        with bench.farm.app.app_context():
+            mine = db.session.get_one(ScheduledPrint, bench.print_id)
+            assert starter.take_back(mine, now=bench.clock())
+            db.session.commit()
+
+    bench.link.on_fresh_report = cancel
+    bench.start()
+    assert bench.link.published == []
+    assert bench.intents() == [IntentState.withdrawn]
+
+
+def test_a_print_whose_start_may_have_been_sent_is_not_taken_back(bench: Bench) -> None:
+    bench.start()
+    with bench.farm.database():
+        assert not starter.take_back(db.session.get_one(ScheduledPrint, bench.print_id), now=bench.clock())
+
+
+def test_ids_of_starts_are_never_shared_by_two_accounts_on_one_machine(bench: Bench, stranger: Farm) -> None:
+    """The printer's report names a start by its id: two accounts with the same machine must not mean the same id."""
+    bench.start()
+    with bench.farm.database():
+        first = db.session.execute(sa.select(StartIntent.submission_id)).scalar_one()
+        gate = locked_gate(SERIAL)
+        assert next_submission_id(gate, bench.clock()) > first
+        assert next_submission_id(gate, bench.clock() - timedelta(days=90)) > first + 1

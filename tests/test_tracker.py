@@ -19,28 +19,36 @@ from models import (
     PlateState,
     Printer,
     PrinterCommand,
+    PrintEvent,
     StartIntent,
     db,
 )
+from simulator import Plate, make_sliced_file
 from tests.conftest import Clock
 from tests.farm_builder import Farm
 from tests.test_starter import Bench
 
-OURS = "100001"
+OURS = "ours"
+SETTLED = {"seconds": 2}
 
 
 class Track:
     """A published start, and the printer's reports as the test tells them."""
 
     def __init__(self, farm: Farm, clock: Clock) -> None:
-        self.bench = Bench(farm, clock)
-        self.bench.start()
-        self.farm, self.clock = farm, clock
+        self.follow(Bench(farm, clock))
+
+    def follow(self, bench: Bench) -> None:
+        bench.start()
+        (order,) = bench.link.published
+        self.bench, self.farm, self.clock = bench, bench.farm, bench.clock
+        self.ours = str(order.submission_id)
         self.since: datetime | None = None
         self.last: PrinterActivity | None = None
 
     def hear(self, state: str, submission_id: str | None = OURS, **fields: object) -> int | None:
-        heard = PrinterState(known=True, state=PrinterActivity(state), submission_id=submission_id)
+        named = self.ours if submission_id == OURS else submission_id
+        heard = PrinterState(known=True, state=PrinterActivity(state), submission_id=named)
         heard = replace(heard, **fields)  # type: ignore[arg-type]
         if heard.state is not self.last:
             self.last, self.since = heard.state, self.clock()
@@ -98,6 +106,9 @@ def test_an_old_finish_that_lags_behind_ends_nothing(track: Track) -> None:
     track.hear("printing")
     assert track.status == "started"
     track.hear("finished")
+    assert track.status == "started", "it may still be the old one"
+    track.clock.forward(**SETTLED)
+    track.hear("finished")
     assert track.status == "completed"
 
 
@@ -105,6 +116,7 @@ def test_a_finish_is_told_once_however_often_it_is_reported(track: Track) -> Non
     track.hear("printing")
     for _ in range(5):
         track.hear("finished")
+        track.clock.forward(**SETTLED)
     assert track.kinds().count("print.completed") == 1
     spool = track.farm.get(f"/api/bambu/materials/{track.bench.printer_id}").json[0]
     assert spool["used_grams"] == 20
@@ -112,6 +124,8 @@ def test_a_finish_is_told_once_however_often_it_is_reported(track: Track) -> Non
 
 def test_a_print_that_ended_while_we_were_away_is_settled(track: Track) -> None:
     track.clock.forward(minutes=10)
+    track.hear("finished")
+    track.clock.forward(**SETTLED)
     track.hear("finished")
     assert track.status == "completed"
     assert track.kinds()[-2:] == ["print.started", "print.completed"]
@@ -165,20 +179,22 @@ def test_what_a_person_recorded_first_stays(track: Track) -> None:
     ("state", "plate"), [("printing", "occupied"), ("paused", "occupied"), ("idle", "clear"), ("finished", "clear")]
 )
 def test_any_running_print_occupies_the_plate(track: Track, state: str, plate: str) -> None:
-    track.bench.change(Printer, plate_state=PlateState.clear, plate_print_id=None)
+    track.bench.plate(PlateState.clear)
     track.hear(state, "77")
     shown = track.farm.get(f"/api/printers/{track.bench.printer_id}").json
     assert shown["plate_state"] == plate
 
 
 def test_on_first_contact_the_plate_counts_as_occupied(track: Track) -> None:
-    track.bench.change(Printer, plate_state=PlateState.unknown, plate_print_id=None)
+    track.bench.plate(PlateState.unknown)
     track.hear("idle", None)
     assert track.farm.get(f"/api/printers/{track.bench.printer_id}").json["plate_state"] == "occupied"
 
 
 def test_a_late_click_cannot_clear_the_next_print(track: Track) -> None:
     track.hear("printing")
+    track.hear("finished")
+    track.clock.forward(**SETTLED)
     track.hear("finished")
     path = f"/api/printers/{track.bench.printer_id}/plate-cleared"
     assert track.farm.post(path, {"print_id": None}).status_code == 409
@@ -193,7 +209,7 @@ def test_a_running_plate_cannot_be_cleared(track: Track) -> None:
 
 
 def test_an_explicit_refusal_fails_the_print_and_frees_printer_and_plate(track: Track) -> None:
-    refused = Answer("project_file", "20001", False, "0500-4037", "fail", OURS)
+    refused = Answer("project_file", "20001", False, "0500-4037", "fail", track.ours)
     with track.farm.database():
         printer = db.session.get_one(Printer, track.bench.printer_id)
         tracker.apply_answer(printer, refused, now=track.clock(), limits=track.farm.app.extensions["parts"].limits)
@@ -208,7 +224,7 @@ def test_an_explicit_refusal_fails_the_print_and_frees_printer_and_plate(track: 
 def test_an_acceptance_proves_nothing(track: Track, accepted: bool | None) -> None:
     with track.farm.database():
         printer = db.session.get_one(Printer, track.bench.printer_id)
-        answer = Answer("project_file", "20001", accepted, None, None, OURS)
+        answer = Answer("project_file", "20001", accepted, None, None, track.ours)
         tracker.apply_answer(printer, answer, now=track.clock(), limits=track.farm.app.extensions["parts"].limits)
         db.session.commit()
     assert track.status == "scheduled"
@@ -294,5 +310,100 @@ def test_a_worker_that_died_before_sending_leaves_the_print_to_the_next(farm: Fa
         tracker.withdraw_unsent([bench.printer_id], now=clock())
         db.session.commit()
     assert bench.intents() == [IntentState.withdrawn]
-    bench.change(Printer, plate_state=PlateState.clear)
+    bench.plate(PlateState.clear)
     assert bench.start() == bench.print_id
+
+
+def events(farm: Farm) -> list[str]:
+    with farm.database():
+        return list(db.session.execute(sa.select(PrintEvent.kind).order_by(PrintEvent.id)).scalars())
+
+
+def test_a_print_that_somebody_started_at_the_printer_is_recorded_once_and_never_touched(track: Track) -> None:
+    before = events(track.farm)
+    track.hear("preparing", "0", job_name="Benchy")
+    track.clock.forward(minutes=1)
+    track.hear("printing", "0", job_name="Benchy")
+    track.hear("paused", "0", job_name="Benchy")
+    assert events(track.farm)[len(before) :][:1] == ["printer.foreign_print_started"]
+    track.hear("finished", "0", job_name="Benchy")
+    track.hear("finished", "0", job_name="Benchy")
+    told = [kind for kind in events(track.farm) if kind.startswith("printer.foreign")]
+    assert told == ["printer.foreign_print_started", "printer.foreign_print_ended"]
+
+
+def test_another_print_instead_of_ours_means_that_ours_did_not_start(track: Track) -> None:
+    track.hear("printing", "77")
+    assert track.status == "scheduled", "its id may still lag behind"
+    track.clock.forward(seconds=10)
+    track.hear("printing", "77")
+    assert (track.status, track.failed_reason) == ("failed", "another print began at the printer instead")
+    assert track.bench.intents() == [IntentState.not_started]
+
+
+def test_a_printer_that_never_began_is_told_and_a_person_may_try_again(track: Track) -> None:
+    track.hear("idle", "0")
+    track.clock.forward(seconds=299)
+    track.hear("idle", "0")
+    assert track.status == "scheduled"
+    track.clock.forward(seconds=2)
+    track.hear("idle", "0")
+    assert (track.status, track.failed_reason) == ("failed", "it was sent, but the printer never began it")
+    assert track.bench.intents() == [IntentState.not_started]
+
+
+@pytest.mark.parametrize(("state", "submission_id"), [("idle", None), ("idle", "0"), ("printing", "77")])
+def test_power_loss_in_mid_print_needs_a_look_and_is_no_event_of_its_end(
+    track: Track, state: str, submission_id: str | None
+) -> None:
+    track.hear("printing", progress_percent=40)
+    track.hear(state, submission_id)
+    track.clock.forward(seconds=10)
+    for _ in range(3):
+        track.hear(state, submission_id)
+    found = track.farm.get_print(track.bench.print_id)
+    assert found is not None
+    assert (found["status"], track.kinds().count("print.needs_look")) == ("started", 1)
+    assert "record it as completed or failed" in found["needs_look"]
+    # It goes on after all: nothing needs a look any more.
+    track.hear("printing", progress_percent=41)
+    found = track.farm.get_print(track.bench.print_id)
+    assert found is not None and found["needs_look"] is None
+
+
+def test_what_needs_a_look_is_settled_by_a_person(track: Track) -> None:
+    track.hear("printing")
+    track.hear("idle", None)
+    track.clock.forward(seconds=10)
+    track.hear("idle", None)
+    moved = track.farm.move(track.bench.print_id, "failed", failed_reason="the power went")
+    assert (moved["status"], moved["needs_look"]) == ("failed", None)
+
+
+def test_a_silent_printer_is_asked_once_for_a_full_report(track: Track) -> None:
+    ids = [track.bench.printer_id]
+    with track.farm.database():
+        assert tracker.silent_starts(ids, now=track.clock()) == []
+        track.clock.forward(seconds=31)
+        assert tracker.silent_starts(ids, now=track.clock()) == ids
+        assert tracker.silent_starts(ids, now=track.clock()) == []
+        assert tracker.silent_starts([ids[0] + 1], now=track.clock()) == []
+
+
+def test_the_grams_of_a_plate_of_several_filaments_go_to_the_spools_that_fed_it(farm: Farm, clock: Clock) -> None:
+    bench = Bench(farm, clock)
+    colors = (("PLA", "#FFFFFF", 12.0, 4.0), ("PETG", "#EEEEEE", 3.0, 1.0))
+    file = farm.add_file(make_sliced_file(None, [Plate(minutes=30, filaments=colors)]))
+    farm.add_material(bench.printer_id, slot=2, color="#EEEEEE", material_type="PETG")
+    farm.delete(f"/api/bambu/scheduled-prints/{bench.print_id}")
+    bench.print_id = farm.add_print(bench.printer_id, print_file_id=file["id"], status="scheduled")["id"]
+    track = Track.__new__(Track)
+    track.follow(bench)
+    track.hear("printing")
+    track.hear("finished")
+    clock.forward(**SETTLED)
+    track.hear("finished")
+    used = {each["slot"]: each["used_grams"] for each in farm.get(f"/api/bambu/materials/{bench.printer_id}").json}
+    assert used == {0: 12, 2: 3}
+    found = farm.get_print(bench.print_id)
+    assert found is not None and (found["used_grams"], found["material_cost"]) == (15, 0.3)

@@ -39,9 +39,12 @@ class WholeFarm:
     spare_file_id: int
     profile_id: int
     spare_profile_id: int
+    batch_id: int
+    spare_batch_id: int
     webhook_secret: str
     access_code: str
     cloud_token: str
+    plate: int = 1
 
     def ids_for(self, rule: Rule, method: str) -> dict[str, int]:
         """The ids of a rule's path; to delete, spare ones. Raises AttributeError for an argument that is new here."""
@@ -64,13 +67,14 @@ class WholeFarm:
 REFERENCES = {
     "printer_id": "printer_id",
     "order_id": "order_id",
+    "batch_id": "batch_id",
     "print_file_id": "file_id",
     "print_id": "print_id",
     "id": "print_id",
     "customer_id": "order_id",
 }
-# End in _id and name a place on a printer.
-NO_REFERENCES = frozenset({"ams_id", "tray_id"})
+# Name a place on a printer or in a file, and no row.
+NO_REFERENCES = frozenset({"ams_id", "tray_id", "plate"})
 
 
 def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") -> WholeFarm:
@@ -125,6 +129,10 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
     farm.move(failed["id"], "started", "failed", failed_reason=f"{mark} came off")
     started = farm.add_print(printer["id"], f"{mark} running", **fields)
     farm.move(started["id"], "started")
+    plate = {"printer_id": connected["id"], "print_file_id": file["id"], "quantity": 1}
+    batch, spare_batch = (
+        farm.made("/api/print-batches", {"name": f"{mark} {name}", **plate}) for name in ("batch", "spare batch")
+    )
     return WholeFarm(
         farm=farm,
         mark=mark,
@@ -144,6 +152,8 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
         spare_file_id=spare_file["id"],
         profile_id=profile["id"],
         spare_profile_id=spare_profile["id"],
+        batch_id=batch["id"],
+        spare_batch_id=spare_batch["id"],
         webhook_secret=preferences["webhook_secret"],
         access_code=access_code,
         cloud_token=cloud_token,
@@ -176,6 +186,13 @@ BODIES: dict[str, Callable[[WholeFarm], dict[str, Any]]] = {
         "replace": True,
     },
     "scheduled prints.add_print": lambda whole: {"printer_id": whole.printer_id, "job_name": "New"},
+    "queue.order_queue": lambda whole: {"print_ids": [whole.print_id, whole.spare_print_id]},
+    "print batches.add_batch": lambda whole: {
+        "name": "New",
+        "printer_id": whole.printer_id,
+        "print_file_id": whole.file_id,
+        "quantity": 1,
+    },
     "orders.add_order": lambda whole: {"buyer_name": "New", "items": [{"title": "New", "quantity": 1}]},
     "orders.schedule_prints": lambda whole: {"printer_id": whole.printer_id},
     "product profiles.add_profile": lambda whole: {"product_name": "New"},

@@ -96,16 +96,15 @@ def upgrade() -> None:
             "start_intents",
             (
                 "\n\treason TEXT,",
-                "\n\treason TEXT,\n\tis_cancelled BOOLEAN NOT NULL,\n\tis_file_on_printer BOOLEAN NOT NULL,",
+                "\n\treason TEXT,\n\tis_file_on_printer BOOLEAN NOT NULL,",
             ),
-            values={"is_cancelled": "0", "is_file_on_printer": "0"},
+            values={"is_file_on_printer": "0"},
         )
     else:
         for table, column in (
             ("printer_gates", sa.Column("plate_state", sa.String(length=32), nullable=False, server_default="unknown")),
             ("printer_gates", sa.Column("last_submission_id", sa.Integer(), nullable=False, server_default="0")),
             ("scheduled_prints", sa.Column("units", sa.Integer(), nullable=False, server_default="1")),
-            ("start_intents", sa.Column("is_cancelled", sa.Boolean(), nullable=False, server_default="false")),
             ("start_intents", sa.Column("is_file_on_printer", sa.Boolean(), nullable=False, server_default="false")),
         ):
             op.add_column(table, column)
@@ -123,6 +122,7 @@ def upgrade() -> None:
         sqlite_where=WAITING,
         postgresql_where=WAITING,
     )
+    op.create_index("ix_start_intents_is_file_on_printer", "start_intents", ["is_file_on_printer"])
     move_plates_to_gates()
     if is_sqlite():
         remake(
@@ -222,6 +222,7 @@ def downgrade() -> None:
         )
     op.drop_index("ix_scheduled_prints_waiting", "scheduled_prints", sqlite_where=WAITING, postgresql_where=WAITING)
     op.drop_index("ix_scheduled_prints_batch_id", "scheduled_prints")
+    op.drop_index("ix_start_intents_is_file_on_printer", "start_intents")
     if is_sqlite():
         remake(
             "scheduled_prints",
@@ -238,7 +239,7 @@ def downgrade() -> None:
         "printers": ["nozzle_diameter_mm", "queue_paused_at", "foreign_print"],
         "printer_gates": ["plate_state", "plate_print_id", "last_submission_id"],
         "scheduled_prints": ["batch_id", "units", "held_at", "overrides", "needs_look"],
-        "start_intents": ["checks", "owner", "epoch", "report_asked_at", "is_cancelled", "is_file_on_printer"],
+        "start_intents": ["checks", "owner", "epoch", "report_asked_at", "is_file_on_printer"],
     }.items():
         for name in names:
             op.drop_column(table, name)
