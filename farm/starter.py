@@ -22,7 +22,7 @@ from bambu_client import NotSent, StartOrder
 from bambu_files import StorageFault
 from bambu_report import PrinterActivity, PrinterState, Storage
 from farm.leases import Lease, still_holds
-from farm.live import is_live
+from farm.live import is_live, why_only_watched
 from farm.materials import Stage, StageLimits, spool_for, stage_of
 from farm.moves import move_print
 from farm.print_files import NotPrintable, PlateFacts, folder_of, read_plate
@@ -174,6 +174,8 @@ def why_printer_is_not_ready(
 ) -> str | None:
     if printer.connection is None:
         return "the printer has no connection: start it there and record it here"
+    if reason := why_only_watched(printer.connection):
+        return f"{reason}: start it there and record it here"
     if not is_live(printer.connection, now) or not state.known:
         return "the printer cannot be reached"
     if state.state not in READY_STATES:
