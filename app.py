@@ -25,7 +25,9 @@ import errors
 from api import (
     accounts,
     batches,
+    cloud_accounts,
     connections,
+    discovered,
     docs,
     etsy_login,
     materials,
@@ -33,6 +35,7 @@ from api import (
     orders,
     plans,
     print_files,
+    printer_actions,
     printers,
     prints,
     probes,
@@ -42,6 +45,7 @@ from api import (
 )
 from api.context import Parts
 from api.reading import Room
+from bambu_cloud import CallBudget
 from farm.bell import hang_bell
 from farm.materials import StageLimits
 from models import MAX_ID
@@ -54,7 +58,10 @@ ROOMS: tuple[Room, ...] = (
     accounts.blueprint,
     etsy_login.blueprint,
     printers.blueprint,
+    printer_actions.blueprint,
+    discovered.blueprint,
     connections.blueprint,
+    cloud_accounts.blueprint,
     orders.blueprint,
     plans.blueprint,
     schedule.blueprint,
@@ -118,9 +125,13 @@ def utc_now() -> datetime:
 
 
 def create_app(
-    settings: Settings | None = None, *, clock: Clock = utc_now, http: requests.Session | None = None
+    settings: Settings | None = None,
+    *,
+    clock: Clock = utc_now,
+    http: requests.Session | None = None,
+    cloud_budget: CallBudget | None = None,
 ) -> Flask:
-    """The whole API over one database. Clock and HTTP session are passed in by tests.
+    """The whole API over one database. Clock, HTTP session and the cloud's budget of calls are passed in by tests.
 
     Raises:
         SettingsError: the environment does not make a safe configuration.
@@ -144,6 +155,9 @@ def create_app(
         vault=Vault(settings.encryption_keys.get_secret_value()),
         http=http or requests.Session(),
         limits=StageLimits.from_settings(settings),
+        cloud_http=requests.Session(),
+        cloud_budget=cloud_budget or CallBudget(clock),
+        clock=clock,
     )
     database.init_app(app)
     hang_bell(app)

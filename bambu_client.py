@@ -14,7 +14,8 @@ from datetime import datetime
 from typing import Any
 
 import bambu.commands as commands
-from bambu.commands import Answer, Command, StartOptions, StartOrder, explain
+from bambu.commands import Answer, Command, StartOptions, StartOrder, explain, is_place
+from bambu.filaments import generic_profile
 from bambu.lifeline import Lifeline
 from bambu.session import Session
 from bambu.types import Heard, LinkStatus, LinkTimings, LinkView, PrinterAddress
@@ -33,6 +34,8 @@ __all__ = [
     "StartOptions",
     "StartOrder",
     "explain",
+    "generic_profile",
+    "is_place",
 ]
 
 
@@ -150,8 +153,14 @@ class PrinterLink:
         state = self._lifeline.view.state
         return self._ask(commands.clear_error(state.print_error or "0", state.submission_id))
 
-    def change_filament(self, place: tuple[int, int] | None, *, nozzle_temp: int, nozzle: int = 0) -> Answer:
-        """Loads from (ams_id, tray_id), unloads with None, at this temperature in °C. Raises ValueError too."""
+    def change_filament(self, place: tuple[int, int] | None, *, nozzle_temp: int, nozzle: int | None = None) -> Answer:
+        """Loads from (ams_id, tray_id), unloads with None, at this temperature in °C. Raises ValueError too.
+
+        Without `nozzle` it is the one that the place feeds, or to unload the one in use, as far as the printer tells.
+        """
+        if nozzle is None:
+            state = self._lifeline.view.state
+            nozzle = commands.nozzle_fed_from(place, state.units, state.active_nozzle)
         return self._ask(commands.change_filament(place, nozzle_temp=nozzle_temp, nozzle=nozzle))
 
     def set_filament(self, place: tuple[int, int], **what: Any) -> Answer:

@@ -8,16 +8,15 @@ Until a full report has come everything is unknown, whatever parts were heard be
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from operator import itemgetter
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import orjson
 
 import bambu.meaning as meaning
 import bambu.values as values
-from bambu.keys import KEYS, take, words
+from bambu.keys import EVERYTHING, KEYS, same, steps, take, words
 from bambu.meaning import Facts
 from bambu.models import PrinterModel, model_of_code, model_of_name, model_of_serial
 from bambu.spools import UNIT_KINDS, Spool, Unit
@@ -45,20 +44,22 @@ __all__ = [
 
 _PAYLOAD_LIMIT_BYTES = 4 * 1024 * 1024
 _CORE_KEYS = ("gcode_state", "mc_percent", "home_flag", "nozzle_temper")
-_ATTRIBUTES = [entry.name for entry in fields(PrinterState)]
-_attributes_of: Callable[[Facts], Any] = itemgetter(*_ATTRIBUTES)
-_NOTHING: Facts = {name: getattr(UNKNOWN, name) for name in _ATTRIBUTES}
+_NOTHING_HEARD: Facts = {"printer_model": None, "obeys": None}
+_NOTHING_SHOWN: Facts = {entry.name: getattr(UNKNOWN, entry.name) for entry in fields(PrinterState)}
+_set_whole = object.__setattr__
 
 
-@dataclass(frozen=True, slots=True)
-class Raw:
+class Raw(NamedTuple):
     """What has been heard so far. A value: merging makes another, or returns the same where nothing is new.
 
-    `heard` holds, by the wire's names, what was last taken over: what is merely repeated need not be read again.
+    `facts` and `shown` as in bambu.meaning. `heard` holds, by the wire's names, what was last taken over: what is
+    merely repeated need not be read again. A section stands there with whether it came in a full report. None of the
+    three is ever written to once it is here.
     """
 
-    facts: Facts = field(default_factory=_NOTHING.copy)
-    heard: dict[str, tuple[bool, object]] = field(default_factory=dict)
+    facts: Facts = _NOTHING_HEARD
+    shown: Facts = _NOTHING_SHOWN
+    heard: dict[str, object] = {}
 
 
 def decode(payload: bytes) -> dict[str, Any] | None:
@@ -84,15 +85,17 @@ def _decode_leniently(payload: bytes) -> object:
 def first_raw(serial: str = "", *, obeys: bool | None = None) -> Raw:
     """Before anything was heard. The serial number tells the model until the printer does; `obeys` as in `learn`."""
     model = model_of_serial(serial)
-    facts = {**_NOTHING, "obeys": obeys, "printer_model": model, "model": model.name if model else None}
-    return Raw(facts=facts)
+    facts = {"printer_model": model, "obeys": obeys}
+    shown = {**_NOTHING_SHOWN, "model": model.name if model else None}
+    meaning.derive_nozzle_in_use(facts, shown)
+    return Raw(facts, shown)
 
 
 def learn(raw: Raw, *, obeys: bool) -> Raw:
     """What an answer taught: whether the printer takes commands from us. Counts for models that do not say it."""
-    facts = {**raw.facts, "obeys": obeys}
-    meaning.derive_hardware(facts)
-    return Raw(facts, raw.heard)
+    facts, shown = {**raw.facts, "obeys": obeys}, dict(raw.shown)
+    meaning.derive_hardware(facts, shown)
+    return Raw(facts, shown, raw.heard)
 
 
 def is_status(message: Mapping[str, Any]) -> bool:
@@ -127,56 +130,65 @@ def merge(raw: Raw, message: Mapping[str, Any]) -> Raw:
 
 def read(raw: Raw) -> PrinterState:
     """The state of everything heard so far; all unknown before the first full report, but for model and firmware."""
-    facts = raw.facts
-    if facts["known"]:
-        return PrinterState(*_attributes_of(facts))
-    return PrinterState(model=facts["model"], firmware=facts["firmware"], faults_counted=facts["faults_counted"])
+    shown = raw.shown
+    if shown["known"]:
+        # Thirty-odd attributes change by one or two at a time: the state takes the whole dictionary over as its own.
+        state = PrinterState.__new__(PrinterState)
+        _set_whole(state, "__dict__", shown)
+        return state
+    return PrinterState(model=shown["model"], firmware=shown["firmware"], faults_counted=shown["faults_counted"])
 
 
 def _merge_status(raw: Raw, report: dict[str, Any]) -> Raw:
     full = _report_is_full(report)
-    heard, facts = raw.heard, dict(raw.facts)
-    faults = 0
-    derive: dict[Callable[[Facts], None], None] = {}
+    facts, shown, heard = raw
+    is_new = False
+    faults = needs = 0
     for key, given in report.items():
         taken = KEYS.get(key)
         if taken is None:
             continue
-        before = heard.get(key)
-        # Repeating what was taken over last changes nothing, unless a whole list now stands where a part stood.
-        if before is not None and (before[0] or not full) and _same(before[1], given):
+        read_value, name, is_shown, needed = taken
+        before: Any = heard.get(key, _UNHEARD)
+        # Repeating what was taken over last changes nothing, unless a whole section now stands where a part stood.
+        if name is not None:
+            if before == given:
+                continue
+        elif (before[0] or not full) and same(before[1], given):
             continue
-        if heard is raw.heard:
-            heard = dict(heard)
-        fold, name, meanings = taken
+        if not is_new:
+            is_new, facts, shown, heard = True, facts.copy(), shown.copy(), heard.copy()
         try:
             if name is None:
-                faults += fold(facts, given, full)
+                wrong, needed = read_value(facts, given, full, before[1])
+                faults += wrong
+                heard[key] = full, given
             else:
-                facts[name] = fold(given)
+                (shown if is_shown else facts)[name] = read_value(given)
+                heard[key] = given
         except Unreadable:
             faults += 1
             continue
-        heard[key] = (full, given)
-        derive.update(meanings)
-    for work_out in derive:
-        work_out(facts)
-    if heard is raw.heard and (facts["known"] or not full):
-        return raw
-    facts["known"] = facts["known"] or full
-    facts["faults_counted"] += faults
-    return Raw(facts, heard)
+        needs |= needed
+    if not is_new:
+        if shown["known"] or not full:
+            return raw
+        shown = shown.copy()
+    for work_out in steps(needs):
+        work_out(facts, shown)
+    if full:
+        shown["known"] = True
+    if faults:
+        shown["faults_counted"] += faults
+    return Raw(facts, shown, heard)
+
+
+# No value of JSON equals it, nor its second part any section.
+_UNHEARD = (False, object())
 
 
 def _with_fault(raw: Raw) -> Raw:
-    return Raw({**raw.facts, "faults_counted": raw.facts["faults_counted"] + 1}, raw.heard)
-
-
-def _same(one: object, other: object) -> bool:
-    try:
-        return one == other
-    except RecursionError:  # nested as deeply as a parser lets pass
-        return False
+    return raw._replace(shown={**raw.shown, "faults_counted": raw.shown["faults_counted"] + 1})
 
 
 _UNIT_MODULES = {"ams": UNIT_KINDS[1], "ams_f1": UNIT_KINDS[2], "n3f": UNIT_KINDS[3], "n3s": UNIT_KINDS[4]}
@@ -188,7 +200,7 @@ def _merge_version(raw: Raw, given: object) -> Raw:
         modules = values.entries(given)
     except Unreadable:
         return _with_fault(raw)
-    facts = dict(raw.facts)
+    facts, shown = raw.facts.copy(), raw.shown.copy()
     kinds: dict[int, str] = {}
     model: PrinterModel | None = None
     for entry in modules:
@@ -196,7 +208,7 @@ def _merge_version(raw: Raw, given: object) -> Raw:
             module = values.mapping(entry)
             name = values.text(module.get("name"))
             if name == "ota":
-                faults += take(facts, module, "sw_ver", words, "firmware")
+                faults += take(shown, module, "sw_ver", words, "firmware")
             model = model or _module_model(name, module)
             family, _, number = name.partition("/")
             if family in _UNIT_MODULES and number:
@@ -204,12 +216,12 @@ def _merge_version(raw: Raw, given: object) -> Raw:
         except Unreadable:
             faults += 1
     if model:
-        facts["printer_model"], facts["model"] = model, model.name
+        facts["printer_model"], shown["model"] = model, model.name
     facts["unit_kinds"] = kinds
-    for work_out in (meaning.derive_heat, meaning.derive_hardware, meaning.derive_spools, meaning.derive_feeding):
-        work_out(facts)
-    facts["faults_counted"] += faults
-    return Raw(facts, raw.heard)
+    for work_out in steps(EVERYTHING):
+        work_out(facts, shown)
+    shown["faults_counted"] += faults
+    return Raw(facts, shown, raw.heard)
 
 
 def _module_model(name: str, module: Mapping[str, object]) -> PrinterModel | None:

@@ -6,18 +6,21 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
 from flask import Flask
 
 from api.context import Parts
-from bambu_client import LinkStatus, NotSent
+from bambu_client import Answer, LinkStatus, NotSent, PrinterLink, explain
 from bambu_files import StorageFault
 from farm import starter
+from farm.command_proof import FILAMENT_CHANGE_TAKES, objection, waits_for_report
 from farm.connection_check import check_connection
 from links import Held
 from models import (
+    OPEN_INTENT_STATES,
     CommandKind,
     CommandState,
     IntentState,
@@ -69,6 +72,8 @@ class Errands:
             each
             for each in held
             if not each.is_starting
+            # Not into a filament change, nor while a stop is not yet confirmed.
+            and not each.commands_under_way
             and each.link.status is LinkStatus.connected
             and (each.start_not_before is None or each.start_not_before <= now)
         ]
@@ -145,7 +150,13 @@ class Errands:
         by_printer = {each.printer_id: each for each in held}
         with self._app.app_context():
             open_commands = db.session.execute(
-                sa.select(PrinterCommand.id, PrinterCommand.printer_id, PrinterCommand.kind, PrinterCommand.state)
+                sa.select(
+                    PrinterCommand.id,
+                    PrinterCommand.printer_id,
+                    PrinterCommand.kind,
+                    PrinterCommand.arguments,
+                    PrinterCommand.state,
+                )
                 .where(PrinterCommand.state.in_((CommandState.requested, CommandState.sent)))
                 .order_by(PrinterCommand.id)
             ).all()
@@ -158,8 +169,8 @@ class Errands:
                 if holder is None:
                     continue
                 holder.commands_under_way += 1
-                if command.state is CommandState.requested and self._claim(command.id):
-                    self._run(lambda h=holder, c=command: self._send(h, c.id, c.kind))  # type: ignore[misc]
+                if command.state is CommandState.requested and self._claim(command.id, command.kind, holder):
+                    self._run(lambda h=holder, c=command: self._send(h, c.id, c.kind, c.arguments or {}))  # type: ignore[misc]
 
     def _expire(self, now: datetime) -> None:
         db.session.execute(
@@ -172,34 +183,58 @@ class Errands:
         )
         db.session.commit()
 
-    def _claim(self, command_id: int) -> bool:
-        claimed = count_changed(
+    def _claim(self, command_id: int, kind: CommandKind, held: Held) -> bool:
+        """Whether the command is ours to send. A filament change waits until no start is on its way."""
+        claim = (
             sa.update(PrinterCommand)
             .where(PrinterCommand.id == command_id, PrinterCommand.state == CommandState.requested)
             .values(state=CommandState.sent)
         )
+        if kind is CommandKind.change_filament:
+            if held.is_starting:
+                return False
+            under_way = sa.exists().where(
+                StartIntent.printer_id == held.printer_id, StartIntent.state.in_(OPEN_INTENT_STATES)
+            )
+            # While it is open, nothing is started on this printer.
+            claim = claim.where(~under_way).values(expires_at=self._clock() + FILAMENT_CHANGE_TAKES)
+        claimed = count_changed(claim)
         db.session.commit()
         return claimed == 1
 
-    def _send(self, held: Held, command_id: int, kind: CommandKind) -> None:
+    def _send(self, held: Held, command_id: int, kind: CommandKind, arguments: dict[str, Any]) -> None:
         if kind is CommandKind.test:
             self._finish(command_id, CommandState.done, None, check_connection(held.link, held.storage))
             return
-        send = {
-            CommandKind.pause: held.link.pause,
-            CommandKind.resume: held.link.resume,
-            CommandKind.stop: held.link.stop,
-        }[kind]
+        state = held.link.state
+        against = objection(kind, arguments, state)
+        if against is not None:
+            self._finish(command_id, CommandState.refused, against.sentence)
+            return
         try:
-            answer = send()
+            answer = _tell(held.link, kind, arguments)
         except NotSent as error:
             self._finish(command_id, CommandState.refused, str(error))
             return
         if answer.accepted is False:
-            self._finish(command_id, CommandState.refused, answer.reason)
-        else:
+            self._finish(command_id, CommandState.refused, explain(answer))
+        elif waits_for_report(kind, arguments, state):
             # Only the printer's report says that it was done; a P1 reports by itself when something changes.
+            self._note_answer(command_id, accepted=answer.accepted is True)
             held.link.ask_full_report()
+        elif answer.accepted:
+            # No report can show it, or one showed it before anybody asked: then its word is all there is.
+            self._finish(command_id, CommandState.done, None, {"confirmed_by": "ack"})
+        else:
+            self._finish(command_id, CommandState.refused, explain(answer))
+
+    def _note_answer(self, command_id: int, *, accepted: bool) -> None:
+        db.session.execute(
+            sa.update(PrinterCommand)
+            .where(PrinterCommand.id == command_id, PrinterCommand.state == CommandState.sent)
+            .values(result={"accepted": accepted})
+        )
+        db.session.commit()
 
     def _finish(
         self, command_id: int, state: CommandState, reason: str | None, result: dict[str, object] | None = None
@@ -210,3 +245,27 @@ class Errands:
             .values(state=state, reason=reason, result=result, ended_at=self._clock())
         )
         db.session.commit()
+
+
+def _tell(link: PrinterLink, kind: CommandKind, arguments: dict[str, Any]) -> Answer:
+    """Send it, once, and wait for the answer. Raises NotSent."""
+    match kind:
+        case CommandKind.pause:
+            return link.pause()
+        case CommandKind.resume:
+            return link.resume()
+        case CommandKind.stop:
+            return link.stop()
+        case CommandKind.speed:
+            return link.set_speed(arguments["level"])
+        case CommandKind.light:
+            return link.set_light(arguments["on"])
+        case CommandKind.clear_error:
+            return link.clear_error()
+        case CommandKind.change_filament:
+            place = None if arguments["place"] is None else tuple(arguments["place"])
+            return link.change_filament(place, nozzle_temp=arguments["nozzle_temp"])
+        case CommandKind.set_filament:
+            what = {name: value for name, value in arguments.items() if name != "place"}
+            return link.set_filament(tuple(arguments["place"]), **what)
+    raise NotSent(f"nobody knows how to tell a printer to {kind}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -69,6 +69,11 @@ class Settings(BaseModel):
     command_timeout_seconds: float = 20.0
     status_interval_seconds: float = 1.0
     bambu_ca_file: str = ""
+    bambu_cloud_api_url: str = ""
+    bambu_cloud_web_url: str = ""
+    bambu_cloud_mqtt: str = ""
+    bambu_cloud_ca_file: str = ""
+    discovery_port: int = Field(2021, ge=0, le=65535)
 
     chain_buffer_minutes: int = Field(15, ge=0)
     missed_window_minutes: int = Field(60, ge=1)
@@ -118,6 +123,13 @@ class Settings(BaseModel):
             faults.append("SECRET_KEY and JWT_SECRET_KEY must differ")
         if self.is_production and "*" in self.cors_origins:
             faults.append("CORS_ORIGINS must list exact origins, not *")
+        if self.bambu_cloud_mqtt and not _is_host_and_port(self.bambu_cloud_mqtt):
+            faults.append("BAMBU_CLOUD_MQTT must be host:port")
+        for name in ("bambu_cloud_api_url", "bambu_cloud_web_url"):
+            # Passwords go there.
+            url = urlsplit(getattr(self, name))
+            if url.scheme and url.scheme != "https" and not is_loopback(url.hostname or ""):
+                faults.append(f"{name.upper()} must begin with https://")
         if self.smtp_host and not self.smtp_from:
             faults.append("SMTP_FROM is needed with SMTP_HOST")
         if self.smtp_host and self.smtp_tls == "none" and not is_loopback(self.smtp_host):
@@ -164,6 +176,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_host_and_port(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536
 
 
 def _weakness(secret: str, *, strict: bool) -> str | None:

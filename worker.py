@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import resource
 import secrets
 import signal
 import socket
@@ -26,9 +27,11 @@ from werkzeug.serving import make_server
 
 from api.context import Parts
 from app import configure_logging, create_app
+from bambu_client import LinkTimings
 from channels import MailSender, WebhookSender
 from errands import Errands
 from links import Links
+from lookout import Lookout
 from notifications import Sender
 from settings import Settings, SettingsError
 
@@ -37,14 +40,16 @@ log = structlog.get_logger()
 TICK_SECONDS = 0.05
 SYNC_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=0.25)
+LOOK_EVERY = timedelta(seconds=1)
 SEND_SECONDS = 0.25
 PARALLEL_ERRANDS = 32
+OPEN_FILES = 65536
 
 
 class Worker:
-    """Connections, tracking, starting, sending. Clock and settings are the app's."""
+    """Connections, tracking, starting, sending. Clock and settings are the app's; the links' `timings` their own."""
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self, app: Flask, *, timings: LinkTimings | None = None) -> None:
         parts: Parts = app.extensions["parts"]
         self._app, self._settings = app, parts.settings
         self._clock: Callable[[], datetime] = app.extensions["clock"]
@@ -59,7 +64,9 @@ class Worker:
             on_news=self._send_now.set,
             on_idle=self._errands.tidy_up,
             pool=self._pool,
+            timings=timings,
         )
+        self._lookout = Lookout(app)
         self._webhooks = WebhookSender(self._settings.webhook_allowed_networks, clock=self._clock)
         self._sender = Sender(
             mail=_mail_sender(self._settings, self._clock),
@@ -74,6 +81,7 @@ class Worker:
         ]
 
     def start(self) -> None:
+        _allow_open_files()
         for thread in self._threads:
             thread.start()
 
@@ -92,7 +100,11 @@ class Worker:
         return all(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
-        steps: dict[Callable[[], None], timedelta] = {self._links.sync: SYNC_EVERY, self._sweep: SWEEP_EVERY}
+        steps: dict[Callable[[], None], timedelta] = {
+            self._links.sync: SYNC_EVERY,
+            self._sweep: SWEEP_EVERY,
+            self._lookout.look: LOOK_EVERY,
+        }
         due = dict.fromkeys(steps, self._clock())
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
@@ -105,6 +117,7 @@ class Worker:
                 if now >= at or at - now > steps[step]:
                     self._guarded(step)
                     due[step] = now + steps[step]
+        self._guarded(self._lookout.close)
         self._guarded(self._links.close)
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -131,6 +144,14 @@ class Worker:
         with self._app.app_context():
             while not self._stop.is_set() and self._sender.drain():
                 pass
+
+
+def _allow_open_files() -> None:
+    """Each printer's connection takes three. Most systems begin with 1024, and allow far more to whoever asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _mail_sender(settings: Settings, clock: Callable[[], datetime]) -> MailSender | None:

@@ -103,6 +103,7 @@ class NewConnectionFields(Body):
 
 class ConnectionChange(NewConnectionFields):
     cloud_token = Text(1, 4000, allow_none=True, load_only=True)
+    cloud_account_id = Id(allow_none=True)
     _needs_all = False
 
 

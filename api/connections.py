@@ -17,8 +17,17 @@ from api.print_schemas import Deleted
 from api.reading import Room
 from auth import get_mine, mine
 from errors import Conflict
-from farm.live import INCOMPLETE, LIVE_FOR, is_live
-from models import ConnectionStatus, ConnectionType, Printer, PrinterConnection, PrintStatus, ScheduledPrint, db
+from farm.live import INCOMPLETE, LIVE_FOR, is_live, why_only_watched
+from models import (
+    CloudAccount,
+    ConnectionStatus,
+    ConnectionType,
+    Printer,
+    PrinterConnection,
+    PrintStatus,
+    ScheduledPrint,
+    db,
+)
 
 blueprint = Room(
     "printer connections", __name__, url_prefix="/api/printer-connections", description="How printers are reached"
@@ -26,7 +35,7 @@ blueprint = Room(
 
 COLUMNS = Columns(
     PrinterConnection,
-    *("id", "printer_id", "connection_type", "host", "port", "ftps_port", "serial_number"),
+    *("id", "printer_id", "connection_type", "host", "port", "ftps_port", "serial_number", "cloud_account_id"),
     *("connection_status", "status_reason", "heard_at", "created_at", "updated_at"),
     extra={
         "has_access_code": PrinterConnection.access_code_sealed.is_not(None),
@@ -49,6 +58,7 @@ class ConnectionSchema(Body):
     port = fields.Integer(required=True)
     ftps_port = fields.Integer(required=True)
     serial_number = fields.String(required=True, allow_none=True)
+    cloud_account_id = fields.Integer(required=True, allow_none=True)
     has_access_code = fields.Boolean(required=True)
     has_cloud_token = fields.Boolean(required=True)
     connection_status = fields.Enum(ConnectionStatus, by_value=True, required=True)
@@ -94,6 +104,11 @@ class PrinterStatusSchema(Body):
     stale = fields.Boolean(required=True)
 
 
+def _check_account(data: dict[str, Any]) -> None:
+    if data.get("cloud_account_id") is not None:
+        get_mine(CloudAccount, data["cloud_account_id"])
+
+
 def _one(connection_id: int) -> dict[str, Any]:
     db.session.flush()
     return COLUMNS.one(mine(PrinterConnection).where(PrinterConnection.id == connection_id))
@@ -115,6 +130,7 @@ def list_connections(args: dict[str, Any]) -> Response:
 def add_connection(data: dict[str, Any]) -> Response:
     """Connect a printer. A printer has one connection."""
     printer = get_mine(Printer, data.pop("printer_id"), for_update=True)
+    _check_account(data)
     if printer.connection is not None:
         raise Conflict("This printer has a connection already. Change that one.", code="already_connected")
     connection = make_connection(printer, data, at=context.now(), vault=context.vault())
@@ -137,6 +153,7 @@ def get_connection(connection_id: int) -> Response:
 def change_connection(data: dict[str, Any], connection_id: int) -> Response:
     """Change a connection. The worker connects anew with what is now true."""
     connection = get_mine(PrinterConnection, connection_id, for_update=True)
+    _check_account(data)
     if {"serial_number", "host"} & data.keys():
         # Another machine may answer now: its certificate is pinned anew.
         connection.fingerprint = None
@@ -202,6 +219,8 @@ def get_status(connection_id: int) -> Response:
         reason = "No connection has been made yet."
     snapshot = connection.snapshot or {}
     shown = {name: snapshot.get(name) for name in STATUS_FIELDS}
+    if why_only_watched(connection):
+        shown["can_control"] = False
     if not live:
         shown["state"] = "unknown"
     return json_response(

@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import requests
 from flask import current_app
 
+from bambu_cloud import HOSTS, BambuCloud, CallBudget, CloudHosts
 from etsy_client import EtsyClient
 from farm.materials import StageLimits
 from farm.starter import StartRules
+from models import CloudRegion
 from settings import Settings
 from vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The app's real objects, handed in by `create_app`."""
+    """The app's real objects, handed in by `create_app`.
+
+    Bambu Lab's cloud is asked through a session of its own, whose cookie jar is closed, and within one budget of calls
+    for all accounts of this process: they all come from one address.
+    """
 
     settings: Settings
     vault: Vault
     http: requests.Session
     limits: StageLimits
+    cloud_http: requests.Session
+    cloud_budget: CallBudget
+    clock: Callable[[], datetime]
+
+    def cloud_hosts(self, region: CloudRegion) -> CloudHosts:
+        """Where a region's cloud is; what the settings name takes the place of the region's own."""
+        chosen, hosts = self.settings, HOSTS[region.value]
+        host, _, port = chosen.bambu_cloud_mqtt.rpartition(":")
+        if host:
+            hosts = replace(hosts, mqtt_host=host, mqtt_port=int(port))
+        return replace(
+            hosts,
+            api=chosen.bambu_cloud_api_url or hosts.api,
+            web=chosen.bambu_cloud_web_url or hosts.web,
+            ca_file=chosen.bambu_cloud_ca_file or hosts.ca_file,
+        )
+
+    def cloud(self, region: CloudRegion) -> BambuCloud:
+        return BambuCloud(
+            region=region.value,
+            session=self.cloud_http,
+            clock=self.clock,
+            hosts=self.cloud_hosts(region),
+            budget=self.cloud_budget,
+        )
 
 
 def parts() -> Parts:

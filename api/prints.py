@@ -35,7 +35,7 @@ from auth import current_user_id, get_mine, mine
 from errors import Conflict, Invalid, NotFound, UpstreamFailed
 from etsy_api import add_prints
 from farm import readiness, starter
-from farm.live import is_live
+from farm.live import is_live, why_only_watched
 from farm.moves import delete_print, move_print
 from farm.orders import settle_production_status
 from farm.print_files import NotPrintable, plate_numbers, plate_of
@@ -228,7 +228,8 @@ def _refuse_contradiction(changed: ScheduledPrint, status: PrintStatus, printer_
     snapshot = connection.snapshot or {}
     is_running = snapshot.get("state") in RUNNING_STATES
     is_ours = snapshot.get("current_print_id") == changed.id
-    if status is PrintStatus.started and not (is_running and is_ours):
+    # Where we only watch, a person began the print, and the printer reports it by a name that is none of ours.
+    if status is PrintStatus.started and not (is_running and is_ours) and not why_only_watched(connection):
         raise Conflict("The printer does not report that this print is running.", code="printer_says_otherwise")
     if changed.status is PrintStatus.started and status in ENDED_STATUSES and is_running and is_ours:
         raise Conflict("The printer reports that this print is still running.", code="printer_says_otherwise")
@@ -279,7 +280,7 @@ def _tell_printer(of_print: ScheduledPrint, kind: CommandKind) -> None:
         Conflict, UpstreamFailed: see `printer_commands.run`.
     """
     connection = _connection_to(of_print.printer_id)
-    if connection is not None and is_live(connection, context.now()):
+    if connection is not None and is_live(connection, context.now()) and not why_only_watched(connection):
         snapshot = connection.snapshot or {}
         if snapshot.get("state") in RUNNING_STATES and snapshot.get("current_print_id") != of_print.id:
             raise Conflict("The printer reports that it runs another print.", code="printer_says_otherwise")

@@ -7,12 +7,12 @@ answer means that the printer heard, not that anything happened: only its report
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bambu.errors import DEVELOPER_MODE_OFF, error_code, sentence
-from bambu.spools import EXTERNAL, EXTERNAL_LEFT
+from bambu.spools import EXTERNAL, EXTERNAL_LEFT, Unit
 from bambu.values import Unreadable, text, whole
 
 _REMOTE_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,32}/)?[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -59,11 +59,12 @@ class StartOrder:
             raise ValueError("a title is short and ASCII")
         if not 1 <= self.plate <= 999 or not 1 <= self.submission_id <= 0x7FFFFFFF:
             raise ValueError("a plate is 1 to 999, a submission id 1 to 2147483647")
-        if len(self.mapping) > 64 or not all(place is None or _is_place(place) for place in self.mapping):
+        if len(self.mapping) > 64 or not all(place is None or is_place(place) for place in self.mapping):
             raise ValueError("a mapping names places for at most 64 filaments")
 
 
-def _is_place(place: tuple[int, int]) -> bool:
+def is_place(place: tuple[int, int]) -> bool:
+    """Whether (ams_id, tray_id) can be a place for a spool; the external ones are (255, 0) and, left, (254, 0)."""
     ams_id, tray_id = place
     return place in (EXTERNAL, EXTERNAL_LEFT) or (0 <= tray_id <= 3 and (0 <= ams_id < 32 or 128 <= ams_id < 160))
 
@@ -165,9 +166,18 @@ def clear_error(print_error: str, submission_id: str | None) -> Command:
     return {"print": {"command": "clean_print_error", "subtask_id": submission_id or "0", "print_error": number}}
 
 
+def nozzle_fed_from(place: tuple[int, int] | None, units: Sequence[Unit], active: int | None) -> int:
+    """0 right or only, 1 left: the nozzle that a place feeds; the active one where nothing is to be fed."""
+    if place is None:
+        return active or 0
+    if place == EXTERNAL_LEFT:
+        return 1
+    return next((unit.nozzle or 0 for unit in units if unit.ams_id == place[0]), 0)
+
+
 def change_filament(place: tuple[int, int] | None, *, nozzle_temp: int, nozzle: int = 0) -> Command:
     """Loads from a place, or unloads with None. `nozzle_temp` in °C, 150 to 320. Raises ValueError."""
-    if not 150 <= nozzle_temp <= 320 or (place is not None and not _is_place(place)):
+    if not 150 <= nozzle_temp <= 320 or (place is not None and not is_place(place)):
         raise ValueError("filament is changed at 150 to 320 °C, from a place for a spool")
     ams_id, tray_id = place or (255, 255)
     return {
@@ -195,7 +205,7 @@ def set_filament(
     """Tells the printer what is in a place. `color` `#RRGGBB` or `#RRGGBBAA`, temperatures in °C. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9]{1,16}", vendor_profile) or not re.fullmatch(r"[A-Z0-9+-]{1,16}", material_type):
         raise ValueError("a profile and a material are short and ASCII")
-    if not re.fullmatch(r"#[0-9A-Fa-f]{6}(?:[0-9A-Fa-f]{2})?", color) or not _is_place(place):
+    if not re.fullmatch(r"#[0-9A-Fa-f]{6}(?:[0-9A-Fa-f]{2})?", color) or not is_place(place):
         raise ValueError("a colour is #RRGGBB or #RRGGBBAA, a place one for a spool")
     if not 0 <= nozzle_temp_min <= nozzle_temp_max <= 400:
         raise ValueError("nozzle temperatures are 0 to 400 °C, the lower one first")

@@ -1,7 +1,7 @@
 """What the values of a Bambu Lab report mean together: each function works out some attributes of PrinterState.
 
-`Facts` holds both what was heard, under the wire's names, and what it means, under PrinterState's. A function here
-reads the one and writes the other; bambu_report runs it when something it reads has changed.
+`facts` is what was heard, under the wire's names; `shown` what it means, under PrinterState's. A function here reads
+both and writes the second; bambu_report runs it when something it reads has changed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bambu.spools import EXTERNAL, EXTERNAL_LEFT, units_and_spools
 from bambu.state import ACTIVE, Nozzle, PrinterActivity, Storage
 
 Facts = dict[str, Any]
+_NOTHING: Facts = {}
 
 _STAGES = {
     0: "printing", 1: "levelling the bed", 2: "preheating the bed", 3: "measuring vibration", 4: "changing filament",
@@ -43,99 +44,107 @@ _PLATE = re.compile(r"plate_([0-9]{1,3})\.gcode")
 _REMAIN_DETECTION, _DOOR, _SIGNATURES = 7, 23, 29
 
 
-def derive_print(facts: Facts) -> None:
+def derive_print(facts: Facts, shown: Facts) -> None:
     """How the print stands: stage, remaining time, whether it was cancelled."""
-    activity: PrinterActivity = facts["state"]
+    activity: PrinterActivity = shown["state"]
     active = activity in ACTIVE
     # The code of a cancelled print shows for seconds only, sometimes after the state says failed; a new print ends it.
     if active:
-        facts["cancelled"] = False
-    elif facts.get("print_error.number") in CANCELLED or facts.get("fail_reason") in CANCELLED:
-        facts["cancelled"] = True
+        shown["cancelled"] = False
+    elif facts.get("print_error") in CANCELLED or facts.get("fail_reason") in CANCELLED:
+        shown["cancelled"] = True
     remaining = facts.get("mc_remaining_time")
     left_over = remaining and activity in (PrinterActivity.idle, PrinterActivity.failed)
-    facts["remaining_minutes"] = None if left_over else remaining
+    shown["remaining_minutes"] = None if left_over else remaining
     number = facts.get("stg_cur")
     # P1 and A1 leave it at 0, "printing", while they pause, prepare or rest.
     speaks = active and (number != 0 or activity is PrinterActivity.printing)
-    facts["stage"] = _STAGES.get(number) if speaks and number is not None else None
+    shown["stage"] = _STAGES.get(number) if speaks and number is not None else None
 
 
-def derive_layers(facts: Facts) -> None:
+def derive_layers(facts: Facts, shown: Facts) -> None:
     """Layers, from whichever of two places has them."""
     for attribute, name in (("layers_printed", "layer_num"), ("total_layers", "total_layer_num")):
         layers = facts.get(name)
-        facts[attribute] = layers if layers is not None else facts.get(f"3D.{name}")
+        shown[attribute] = layers if layers is not None else facts.get(f"3D.{name}")
 
 
-def derive_file(facts: Facts) -> None:
+def derive_file(facts: Facts, shown: Facts) -> None:
     """Which plate of its file is being printed, where the file's name tells."""
-    plate = _PLATE.search(facts["file_name"] or "")
-    facts["plate"] = int(plate[1]) if plate else None
+    plate = _PLATE.search(shown["file_name"] or "")
+    shown["plate"] = int(plate[1]) if plate else None
 
 
-def derive_faults(facts: Facts) -> None:
+def derive_faults(facts: Facts, shown: Facts) -> None:
     """The error the printer shows, beside its health messages."""
-    number = facts.get("print_error.number")
+    number = facts.get("print_error")
     health = facts.get("hms", ())
-    facts["print_error"] = error_code(number) if number else None
-    facts["faults"] = (*health, print_fault(number)) if number else health
+    shown["print_error"] = error_code(number) if number else None
+    shown["faults"] = (*health, print_fault(number)) if number else health
 
 
-def derive_heat(facts: Facts) -> None:
-    """Temperatures, of the nozzle in use; newer models' packed values win over the old ones."""
-    active = _active_nozzle(facts)
-    facts["active_nozzle"] = active
-    packed = facts.get("device.extruders", {}).get(active, {}).get("temp")
-    facts["nozzle_temp"], facts["nozzle_target"] = _unpacked(packed, facts, "nozzle_temper", "nozzle_target_temper")
-    facts["bed_temp"], facts["bed_target"] = _unpacked(
-        facts.get("device.bed"), facts, "bed_temper", "bed_target_temper"
-    )
-    facts["chamber_temp"] = _chamber_temp(facts)
+def derive_nozzle_in_use(facts: Facts, shown: Facts) -> None:
+    """Which of its nozzles the printer prints with."""
+    extruder: int | None = facts.get("device.extruder")
+    if extruder is not None:
+        shown["active_nozzle"] = extruder >> 4 & 15 if extruder & 15 > 1 else 0
+    else:
+        shown["active_nozzle"] = 0 if _nozzle_count(facts) == 1 else None
 
 
-def _unpacked(packed: int | None, facts: Facts, name: str, target_name: str) -> tuple[float | None, float | None]:
+def derive_nozzle_heat(facts: Facts, shown: Facts) -> None:
+    """The temperature of the nozzle in use; newer models' packed values win over the old ones, here and below."""
+    extruder = facts.get("device.extruders", _NOTHING).get(shown["active_nozzle"])
+    packed = extruder.get("temp") if extruder is not None else None
     if packed is None:
-        return facts.get(name), facts.get(target_name)
-    return float(packed & 0xFFFF), float(packed >> 16)
+        shown["nozzle_temp"], shown["nozzle_target"] = facts.get("nozzle_temper"), facts.get("nozzle_target_temper")
+    else:
+        shown["nozzle_temp"], shown["nozzle_target"] = float(packed & 0xFFFF), float(packed >> 16)
 
 
-def _chamber_temp(facts: Facts) -> float | None:
-    model: PrinterModel | None = facts.get("printer_model")
-    if model and not model.has_chamber_sensor:
-        return None
+def derive_bed_heat(facts: Facts, shown: Facts) -> None:
+    """The temperature of the bed."""
+    packed: int | None = facts.get("device.bed")
+    if packed is None:
+        shown["bed_temp"], shown["bed_target"] = facts.get("bed_temper"), facts.get("bed_target_temper")
+    else:
+        shown["bed_temp"], shown["bed_target"] = float(packed & 0xFFFF), float(packed >> 16)
+
+
+def derive_chamber_heat(facts: Facts, shown: Facts) -> None:
+    """The temperature of the chamber, of models that measure it."""
+    model: PrinterModel | None = facts["printer_model"]
     packed: int | None = facts.get("device.ctc")
-    if packed is not None:
-        return float(packed & 0xFFFF)
-    degrees: float | None = facts.get("chamber_temper")
+    degrees: float | None = facts.get("chamber_temper") if packed is None else float(packed & 0xFFFF)
     # Models without a sensor report a constant 5.
-    return None if degrees == 5 and model is None else degrees
+    constant = not model.has_chamber_sensor if model else packed is None and degrees == 5
+    shown["chamber_temp"] = None if constant else degrees
 
 
-def derive_hardware(facts: Facts) -> None:
+def derive_hardware(facts: Facts, shown: Facts) -> None:
     """Storage, door, and whether commands are taken."""
     home_flag, auxiliary, card = facts.get("home_flag"), facts.get("aux"), facts.get("sdcard")
     if home_flag is not None:
-        facts["storage"] = _STORAGE[home_flag >> 8 & 3]
+        shown["storage"] = _STORAGE[home_flag >> 8 & 3]
     elif auxiliary is not None:
-        facts["storage"] = _STORAGE[auxiliary >> 12 & 3]
+        shown["storage"] = _STORAGE[auxiliary >> 12 & 3]
     elif card is not None:
-        facts["storage"] = Storage.ok if card else Storage.none
-    model: PrinterModel | None = facts.get("printer_model")
+        shown["storage"] = Storage.ok if card else Storage.none
+    model: PrinterModel | None = facts["printer_model"]
     bits = facts.get("stat", home_flag)
-    facts["door_open"] = bool(bits >> _DOOR & 1) if bits is not None and model and model.has_door_sensor else None
+    shown["door_open"] = bool(bits >> _DOOR & 1) if bits is not None and model and model.has_door_sensor else None
     signatures = facts.get("fun")
-    facts["developer_mode"] = facts.get("obeys") if signatures is None else not signatures >> _SIGNATURES & 1
+    shown["developer_mode"] = facts["obeys"] if signatures is None else not signatures >> _SIGNATURES & 1
 
 
-def derive_nozzles(facts: Facts) -> None:
+def derive_nozzles(facts: Facts, shown: Facts) -> None:
     """The nozzles; the flat pair of values names either one of two."""
     listed: Mapping[int, Mapping[str, Any]] = facts.get("device.nozzles", {})
     flat = {"diameter": facts.get("nozzle_diameter"), "type": facts.get("nozzle_type")}
     if listed:
-        facts["nozzles"] = tuple([_nozzle(number, listed[number]) for number in sorted(listed)])
+        shown["nozzles"] = tuple([_nozzle(number, listed[number]) for number in sorted(listed)])
     elif flat["diameter"] is not None or flat["type"]:
-        facts["nozzles"] = (_nozzle(0, flat),)
+        shown["nozzles"] = (_nozzle(0, flat),)
 
 
 def _nozzle(number: int, part: Mapping[str, Any]) -> Nozzle:
@@ -147,7 +156,7 @@ def _nozzle(number: int, part: Mapping[str, Any]) -> Nozzle:
     return Nozzle(number, part.get("diameter"), kind)
 
 
-def derive_spools(facts: Facts) -> None:
+def derive_spools(facts: Facts, shown: Facts) -> None:
     """AMS units and spools, if anything they are made of has changed."""
     exist_bits = facts.get("tray_exist_bits")
     if exist_bits == 0 and not facts.get("power_on_flag"):
@@ -162,26 +171,26 @@ def derive_spools(facts: Facts) -> None:
     )
     if made_of != facts.get("spools.made_of"):
         facts["spools.made_of"] = made_of
-        facts["units"], facts["spools"] = units_and_spools(*made_of)
+        shown["units"], shown["spools"] = units_and_spools(*made_of)
 
 
-def derive_feeding(facts: Facts) -> None:
+def derive_feeding(facts: Facts, shown: Facts) -> None:
     """Where the filament of the active nozzle comes from."""
     extruders = facts.get("device.extruders", {})
-    fed = extruders.get(_active_nozzle(facts), {}).get("snow")
+    fed = extruders.get(shown["active_nozzle"], {}).get("snow")
     tray = facts.get("tray_now")
     if fed is not None and (len(extruders) > 1 or tray is None):
-        facts["feeding"] = _packed_place(fed)
+        shown["feeding"] = _packed_place(fed)
     elif tray is None or tray == 255:
-        facts["feeding"] = None
+        shown["feeding"] = None
     elif tray == 254:
-        facts["feeding"] = EXTERNAL
+        shown["feeding"] = EXTERNAL
     elif tray >= 128:
-        facts["feeding"] = (tray, 0)
+        shown["feeding"] = (tray, 0)
     elif list(facts.get("ams.units", ())) == [16]:  # the A2L's AMS Lite counts from its own first tray
-        facts["feeding"] = (16, tray)
+        shown["feeding"] = (16, tray)
     else:
-        facts["feeding"] = (tray >> 2, tray & 3)
+        shown["feeding"] = (tray >> 2, tray & 3)
 
 
 def _packed_place(fed: int) -> tuple[int, int] | None:
@@ -195,12 +204,5 @@ def _nozzle_count(facts: Facts) -> int | None:
     extruder: int | None = facts.get("device.extruder")
     if extruder is not None:
         return extruder & 15
-    model: PrinterModel | None = facts.get("printer_model")
+    model: PrinterModel | None = facts["printer_model"]
     return model.nozzles if model else None
-
-
-def _active_nozzle(facts: Facts) -> int | None:
-    extruder: int | None = facts.get("device.extruder")
-    if extruder is not None:
-        return extruder >> 4 & 15 if extruder & 15 > 1 else 0
-    return 0 if _nozzle_count(facts) == 1 else None

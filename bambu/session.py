@@ -102,10 +102,12 @@ class Session:
             return
         self.heard = self._now()
         self._nudged = None
-        for section, answer in commands.answers(message):
-            self._take_answer(section, answer)
+        is_status = report.is_status(message)
+        if not is_status or len(message) > 1:  # otherwise there is no room for an answer
+            for section, answer in commands.answers(message):
+                self._take_answer(section, answer)
         raw = report.merge(self._raw, message)
-        if raw is self._raw and not report.is_status(message):
+        if raw is self._raw and not is_status:
             return
         full = report.is_full(message)
         if full:
@@ -154,7 +156,9 @@ class Session:
         if self._nudged is None and now - self.heard > timings.silence:
             self._nudged = now
             self.order(commands.RESUME_REPORTS)
-        self.is_silent = self._nudged is not None and now - self._nudged > timings.patience
+        # A printer that was asked twice and tells only what changes would stay half known for ever.
+        is_half_known = not self.full_came and now - self._ready > timings.full_report + timings.silence
+        self.is_silent = is_half_known or (self._nudged is not None and now - self._nudged > timings.patience)
         self._forget(now)
         # Reports that flow while commands get lost were cured by a new connection with a new client id. Not soon after
         # a start: a printer may take minutes to act on one, and is watched over the connection it came by.
@@ -177,8 +181,9 @@ class Session:
         if self._ready is None:
             times.append(self.heard + self._timings.connect - now)
         else:
-            if not self.full_came and not self._asked_again:
-                times.append(self._ready + self._timings.full_report - now)
+            if not self.full_came:
+                asked_again = self._timings.silence if self._asked_again else 0.0
+                times.append(self._ready + self._timings.full_report + asked_again - now)
             if self._nudged is None:
                 times.append(self.heard + self._timings.silence - now)
             else:

@@ -40,9 +40,11 @@ class Nozzle:
     type: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PrinterState:
     """A printer at one moment; None is "not known". Temperatures in °C, those of the nozzle of the active one.
+
+    Without slots, so that one can be made in one step of the dictionary that the report parser keeps.
 
     `known`: a full report has come; before that all else but model and firmware is unknown.
     `remaining_minutes`, `stage`: of a print under way; `stage` in plain words.

@@ -13,6 +13,7 @@ from flask import Flask
 from werkzeug.test import EnvironBuilder
 
 from app import create_app, utc_now
+from bench import printers
 from bench.floor import bare_app, floor_app
 from bench.measure import compare
 from models import Order, OrderItem, Printer, PrintStatus, ScheduledPrint, db
@@ -152,6 +153,7 @@ def main() -> None:
             repeat=300,
         )
         print(f"the hooks' own cost: {(hooks.ours_ms - hooks.floor_ms) * 1000:.0f} µs a request")
+    printers.main()
 
 
 if __name__ == "__main__":

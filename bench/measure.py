@@ -49,3 +49,11 @@ def compare(name: str, ours: Callable[[], object], floor: Callable[[], object], 
     finally:
         gc.enable()
     return Result(name, statistics.median(r[0] for r in rounds), statistics.median(r[1] for r in rounds), goal)
+
+
+def percentiles(samples: list[float]) -> tuple[float, float, float]:
+    """The 50th, 95th and 99th of a hundred; not a number where there are no samples."""
+    if len(samples) < 2:
+        return (float("nan"),) * 3
+    cuts = statistics.quantiles(samples, n=100)
+    return cuts[49], cuts[94], cuts[98]

@@ -83,7 +83,8 @@ class Forecast:
 def read_farm(
     user_id: int, *, now: datetime, limits: StageLimits, printer_id: int | None = None, most: int = MAX_WAITING
 ) -> tuple[list[FarmPrinter], bool]:
-    """(the user's printers, or that one, by id; whether all their prints were read, and not just so many). Six statements, however many."""
+    """(the user's printers, or that one, by id; whether all their prints were read, which are `most` at most). Seven
+    statements, however many printers and prints."""
     of_user = (Printer.user_id == user_id, Printer.deleted_at.is_(None))
     wanted = of_user if printer_id is None else (*of_user, Printer.id == printer_id)
     printers = db.session.scalars(

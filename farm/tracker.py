@@ -14,6 +14,7 @@ import structlog
 
 from bambu_client import Answer, explain
 from bambu_report import ACTIVE, PrinterActivity, PrinterState
+from farm.command_proof import came_true
 from farm.gates import clear, gate_of, occupy
 from farm.materials import StageLimits
 from farm.moves import move_print
@@ -285,13 +286,9 @@ def _settle_commands(printer: Printer, state: PrinterState, now: datetime) -> No
         )
     ).scalars()
     for command in sent:
-        came_true = {
-            CommandKind.pause: state.state is PrinterActivity.paused,
-            CommandKind.resume: state.state in (PrinterActivity.printing, PrinterActivity.preparing),
-            CommandKind.stop: state.state not in ACTIVE,
-        }[command.kind]
-        if came_true:
+        if came_true(command, state):
             command.state, command.ended_at = CommandState.done, now
+            command.result = {"confirmed_by": "report"}
 
 
 def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: StageLimits) -> None:

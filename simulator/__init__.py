@@ -10,6 +10,7 @@ from simulator.printer import SimulatedPrinter
 from simulator.printer_models import AmsKind, PrinterModel, find_model, models
 from simulator.records import CommandRecord, ConnectionRecord, NotReadyError, StartRecord
 from simulator.replay import Replay, ReplayEvent
+from simulator.script import Script, Step
 from simulator.sliced_file import Plate, make_sliced_file, make_unsliced_project
 from simulator.spools import AmsUnit, Spool
 from simulator.ssdp import Announcer
@@ -28,9 +29,11 @@ __all__ = [
     "PrinterModel",
     "Replay",
     "ReplayEvent",
+    "Script",
     "SimulatedPrinter",
     "Spool",
     "StartRecord",
+    "Step",
     "StorageFaults",
     "find_model",
     "make_sliced_file",

@@ -14,6 +14,7 @@ from random import Random
 from simulator.printer import SimulatedPrinter
 from simulator.printer_models import find_model, models
 from simulator.replay import Replay
+from simulator.script import Script
 from simulator.ssdp import EVERYBODY, SSDP_PORT, Announcer
 
 _LOOK_AGAIN_SECONDS = 0.2
@@ -35,6 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="say what was captured in FILE, from when somebody listens; the model is the captured one unless given",
     )
     parser.add_argument(
+        "--script",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="misbehave as FILE says from when somebody listens (see simulator/script.py); repeat for several, taken "
+        "in turn",
+    )
+    parser.add_argument(
         "--announce",
         nargs="?",
         const="",
@@ -45,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         replay = Replay.read(chosen.replay) if chosen.replay is not None else None
+        scripts = [Script.read(path) for path in chosen.script or ()]
         captured = replay.model if replay is not None else None
         wanted = [find_model(name) for name in chosen.model or [captured or "P1S"]]
         receiver = _receiver(chosen.announce, chosen.host) if chosen.announce is not None else None
@@ -67,11 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if receiver is not None:
                 stack.enter_context(Announcer(printer, to=receiver))
         print_table(printers)
-        waiting = list(printers) if replay is not None else []
+        waiting = list(printers) if replay is not None or scripts else []
         while not stopped.wait(_LOOK_AGAIN_SECONDS if waiting else None):
             for printer in [printer for printer in waiting if printer.has_listeners]:
-                assert replay is not None
-                printer.replay(replay)
+                if replay is not None:
+                    printer.replay(replay)
+                if scripts:
+                    printer.follow(scripts[printers.index(printer) % len(scripts)])
                 waiting.remove(printer)
     return 0
 

@@ -38,6 +38,16 @@ def refused(reason: str, err_code: int = 0) -> Outcome:
     return Outcome(done=False, reason=reason, err_code=err_code)
 
 
+def disobey(machine: Machine, command: str) -> Outcome | None:
+    """What the printer's faults make of a command; None: nothing, it is obeyed."""
+    faults = machine.faults
+    if command in faults.ignore_commands:
+        return SILENCE
+    if command in faults.refuse_commands:
+        return refused(faults.refuse_commands[command])
+    return Outcome() if command in faults.feign_commands else None
+
+
 def record_start(
     machine: Machine, body: dict[str, Any], heard_at: datetime | None, verdict: str, error: int = 0
 ) -> None:
@@ -154,6 +164,9 @@ def _ams_filament_setting(machine: Machine, body: dict[str, Any], heard_at: date
     spool.material = str(body.get("tray_type", spool.material))
     spool.color = str(body.get("tray_color", spool.color))
     spool.filament_id = str(body.get("tray_info_idx", spool.filament_id))
+    coolest, hottest = body.get("nozzle_temp_min"), body.get("nozzle_temp_max")
+    if isinstance(coolest, int) and isinstance(hottest, int):
+        spool.nozzle_temps = (coolest, hottest)
     machine.swap_spool(ams_id, 0 if external else tray_id, spool)
     return Outcome()
 

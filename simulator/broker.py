@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext
 from amqtt.mqtt.publish import PublishPacket
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import ApplicationMessage, Session
 
+from simulator.connection import Connection, StuckReader, StuckWriter
 from simulator.faults import Faults
 from simulator.records import ConnectionRecord
 
 USER = "bblp"
-_LOOK_AGAIN_SECONDS = 0.02
 _SERVER_UNAVAILABLE = b"\x20\x02\x00\x03"
 
 
@@ -45,6 +44,10 @@ class LoopThread:
                 cls._shared = cls()
             return cls._shared
 
+    @property
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
+
     def run(self, work: Coroutine[Any, Any, Any], timeout_seconds: float = 20.0) -> Any:
         """The result of `work`, waited for from another thread."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_seconds)
@@ -57,49 +60,6 @@ class Door:
     faults: Faults
     hears: Callable[[bytes], Awaitable[None]]
     drops_request_subscribers: bool
-
-
-@dataclass
-class Connection:
-    """One TLS connection to the printer. Once abandoned nobody reads, writes or closes it."""
-
-    writer: asyncio.StreamWriter
-    faults: Faults
-    abandoned: bool = False
-
-    @property
-    def is_stuck(self) -> bool:
-        return self.abandoned or self.faults.black_hole
-
-
-class StuckReader(StreamReaderAdapter):  # type: ignore[misc]
-    """What arrives while the connection is stuck waits until it is not."""
-
-    def __init__(self, reader: asyncio.StreamReader, connection: Connection) -> None:
-        super().__init__(reader)
-        self._connection = connection
-
-    async def read(self, n: int = -1) -> bytes:
-        data: bytes = await super().read(n)
-        while self._connection.is_stuck:
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        return data
-
-
-class StuckWriter(StreamWriterAdapter):  # type: ignore[misc]
-    """What is said while the connection is stuck is lost: amqtt writes packet by packet, so none is cut."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.writer)
-        self._connection = connection
-
-    def write(self, data: bytes) -> None:
-        if not self._connection.is_stuck:
-            super().write(data)
-
-    async def close(self) -> None:
-        if not self._connection.is_stuck:
-            await super().close()
 
 
 class PrinterBroker:
@@ -116,20 +76,22 @@ class PrinterBroker:
         self._abandoned: list[Connection] = []
         self._swallowed: list[socket.socket] = []
         self._broker: Broker | None = None
+        self._address = ("", 0)
+        self._context: ssl.SSLContext | None = None
         self._doorman: asyncio.Task[None] | None = None
         self._greetings: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int, context: ssl.SSLContext) -> int:
         """Listens; returns the real port. Raises OSError if the port is taken."""
-        listening = socket.create_server((host, port), backlog=100)
-        listening.setblocking(False)
+        listening = _listen(host, port)
+        self._address, self._context = listening.getsockname()[:2], context
         self._broker = Broker(
             {"listeners": {"default": {"type": "external"}}, "plugins": {f"{__name__}.Doorkeeper": {"house": self}}},
             loop=asyncio.get_running_loop(),
         )
         await self._broker.start()
         self._doorman = asyncio.create_task(self._accept_all(listening, context))
-        return int(listening.getsockname()[1])
+        return self._address[1]
 
     async def stop(self) -> None:
         """Nobody listens any more and every connection but the abandoned ones is gone."""
@@ -176,9 +138,26 @@ class PrinterBroker:
         """Ends every connection after the first half of a report's packet."""
         packet = PublishPacket.build(self.report_topic, b'{"print": {"command": "push_status"}}', None, False, 0, False)
         data = bytes(packet.to_bytes())
+        self.babble_all(data[: len(data) // 2])
         for connection in self._connections.values():
-            connection.writer.write(data[: len(data) // 2])
             connection.writer.close()
+
+    def babble_all(self, data: bytes) -> None:
+        """Puts these bytes onto every connection, between two packets."""
+        for connection in self._connections.values():
+            connection.send(data)
+
+    def shut_door(self) -> None:
+        """Nobody listens on the port any more; the connections that are there stay."""
+        if self._doorman is not None:
+            self._doorman.cancel()
+            self._doorman = None
+
+    def open_door(self) -> None:
+        """Listens on the same port again. Raises OSError if somebody else has taken it."""
+        if self._broker is not None and self._doorman is None and self._context is not None:
+            listening = _listen(*self._address)
+            self._doorman = asyncio.get_running_loop().create_task(self._accept_all(listening, self._context))
 
     def admit(self, session: Session) -> bool:
         """Called at CONNECT; a refusal becomes CONNACK 5."""
@@ -260,6 +239,12 @@ class PrinterBroker:
             writer.close()
         else:
             writer.transport.abort()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.create_server((host, port), backlog=100)
+    listening.setblocking(False)
+    return listening
 
 
 class Doorkeeper(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]

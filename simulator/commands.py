@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from simulator.acts import SILENCE, Outcome, acts, need_param, record_start
+from simulator.acts import SILENCE, Outcome, acts, disobey, need_param, record_start
 from simulator.printer_models import AmsKind
 from simulator.records import CommandRecord
 
@@ -50,7 +50,7 @@ def _answer_section(
         if command == "project_file":
             record_start(machine, body, heard_at, "refused", VERIFY_FAILED)
         return _unsigned(machine, body)
-    outcome = act(machine, body, heard_at)
+    outcome = disobey(machine, command) or act(machine, body, heard_at)
     return [] if outcome is SILENCE else [{section: _acknowledgement(machine, section, body, outcome)}]
 
 

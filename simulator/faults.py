@@ -22,6 +22,9 @@ class Link(Protocol):
     def cut_all(self) -> None: ...
     def abandon_all(self) -> None: ...
     def break_off_all(self) -> None: ...
+    def babble_all(self, data: bytes) -> None: ...
+    def shut_door(self) -> None: ...
+    def open_door(self) -> None: ...
 
 
 def _nobody_connected(act: Callable[[Link], None]) -> None:
@@ -72,19 +75,28 @@ class Faults:
     duplicate_acks: each is sent twice.
     ack_delay_seconds: how late they come; the effect does not wait.
 
+    Commands, by their name on the wire:
+    refuse_commands: refused, with this reason, without effect: `{"ledctrl": "no such lamp"}`.
+    ignore_commands: neither answered nor obeyed.
+    feign_commands: acknowledged without effect.
+
     Reports:
     mute: none are sent ("connected, no data"); answers to commands still are.
     lose_reports: the share that is lost on the way, 0 to 1.
     duplicate_reports: each is sent twice.
     report_delay_seconds: how old a report is when it is sent; power-off loses those on their way.
+    full_report_delay_seconds: the same for full reports alone: what changes meanwhile is told before them, and with
+        `math.inf` only that is told.
     damage: in which ways messages are spoiled, chosen by chance; a trailing NUL and invalid UTF-8 spoil nothing else.
     damage_share: of all messages, answers too, 0 to 1.
 
     The connection:
-    wrong_certificate: read at power-on. The last two are what a client whose clock is wrong sees of a good one.
+    wrong_certificate: read at power-on and by `SimulatedPrinter.change_certificate`. The last two are what a client
+        whose clock is wrong sees of a good one.
     connection_limit: TCP connections beyond so many are refused (0: all are), in the way of `limit_answer`.
     black_hole: new TCP connections are accepted without a word, now and ever after, and those there are fall silent:
         what the printer says is lost, what it is told waits until the hole closes.
+    drip_bytes_per_second: what the printer says comes no faster than this, in small pieces (of real seconds).
 
     Printing:
     recover_after_seconds: a print that a power cut ended goes on where it was, so long after power-on, as when
@@ -106,16 +118,21 @@ class Faults:
     lose_acks: bool = False
     duplicate_acks: bool = False
     ack_delay_seconds: float = 0.0
+    refuse_commands: dict[str, str] = field(default_factory=dict)
+    ignore_commands: frozenset[str] = frozenset()
+    feign_commands: frozenset[str] = frozenset()
     mute: bool = False
     lose_reports: float = 0.0
     duplicate_reports: bool = False
     report_delay_seconds: float = 0.0
+    full_report_delay_seconds: float = 0.0
     damage: tuple[Damage, ...] = ()
     damage_share: float = 1.0
     wrong_certificate: WrongCertificate | None = None
     connection_limit: int | None = None
     limit_answer: LimitAnswer = "hang up"
     black_hole: bool = False
+    drip_bytes_per_second: float | None = None
     recover_after_seconds: float | None = None
     left_file_starts_after_seconds: float | None = None
     flapping_hms: tuple[int, int] | None = None
@@ -133,6 +150,19 @@ class Faults:
     def break_off(self) -> None:
         """Every MQTT connection ends in the middle of a report's packet."""
         self.reach_link(lambda link: link.break_off_all())
+
+    def babble(self) -> None:
+        """Bytes of chance that are no packet come over every MQTT connection."""
+        noise = self.chance.randbytes(64)
+        self.reach_link(lambda link: link.babble_all(noise))
+
+    def shut_door(self) -> None:
+        """New connections to the MQTT port are refused, as while the printer boots; those there are stay."""
+        self.reach_link(lambda link: link.shut_door())
+
+    def open_door(self) -> None:
+        """They are accepted again. Raises OSError if somebody has taken the port."""
+        self.reach_link(lambda link: link.open_door())
 
     def abandon_connections(self) -> None:
         """Leaves every MQTT connection half-open: the client's end stands, nobody is at the other, nobody hangs up.
@@ -161,7 +191,8 @@ class Faults:
     def delay_of(self, message: dict[str, Any]) -> float:
         """Asked for each message: how much later it leaves, in simulated seconds."""
         if is_report(message):
-            return self.report_delay_seconds
+            full = self.full_report_delay_seconds if is_full_report(message) else 0.0
+            return max(full, self.report_delay_seconds)
         return self.ack_delay_seconds if is_ack(message) else 0.0
 
     def bytes_to_send(self, payload: bytes) -> bytes:
@@ -181,6 +212,11 @@ class Faults:
 
 def is_report(message: dict[str, Any]) -> bool:
     return bool(message.get("print", {}).get("command") == "push_status")
+
+
+def is_full_report(message: dict[str, Any]) -> bool:
+    """Some models mark them; a whole one has what never changes."""
+    return is_report(message) and {"home_flag", "ams_status", "gcode_state", "wifi_signal"} <= message["print"].keys()
 
 
 def is_ack(message: dict[str, Any]) -> bool:

@@ -220,17 +220,10 @@ class FtpsServer:
 
     def start(self, host: str, port: int, certificate: Path, key: Path) -> int:
         """Listens; returns the real port. Raises OSError if the port is taken."""
-        context = SSL.Context(SSL.TLS_SERVER_METHOD)
-        context.set_min_proto_version(SSL.TLS1_2_VERSION)
-        context.set_max_proto_version(SSL.TLS1_2_VERSION)
-        context.use_certificate_chain_file(str(certificate))
-        context.use_privatekey_file(str(key))
-        context.set_session_id(b"simulated printer")
-        context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
         authorizer = DummyAuthorizer()
         authorizer.add_user("bblp", self._access_code, str(self._files), perm="elradfmwMT")
         settings = {
-            "ssl_context": context,
+            "ssl_context": _context(certificate, key),
             "authorizer": authorizer,
             "faults": self._faults,
             "may_write": staticmethod(self._may_write),
@@ -241,10 +234,27 @@ class FtpsServer:
         self._server = thread.run(lambda: FTPServer((host, port), handler, ioloop=thread.ioloop))
         return int(self._server.address[1])
 
+    def change_certificate(self, certificate: Path, key: Path) -> None:
+        """New connections see this one; those there are stay."""
+        server = self._server
+        if server is not None:
+            FtpsThread.shared().run(lambda: setattr(server.handler, "ssl_context", _context(certificate, key)))
+
     def stop(self) -> None:
         server, self._server = self._server, None
         if server is not None:
             FtpsThread.shared().run(lambda: _close(server))
+
+
+def _context(certificate: Path, key: Path) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_max_proto_version(SSL.TLS1_2_VERSION)
+    context.use_certificate_chain_file(str(certificate))
+    context.use_privatekey_file(str(key))
+    context.set_session_id(b"simulated printer")
+    context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
+    return context
 
 
 def _close(server: FTPServer) -> None:

@@ -8,6 +8,7 @@ import json
 import ssl
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any, BinaryIO, Self
 
 from simulator.broker import Door, LoopThread, PrinterBroker
 from simulator.certificates import Authority, Credentials, shared_authority
-from simulator.faults import Faults
+from simulator.faults import Faults, Link
 from simulator.ftps import FtpsServer
 from simulator.machine import Machine
 from simulator.printer_models import Cadence
 from simulator.records import CommandRecord, ConnectionRecord, StartRecord
 from simulator.replay import Replay
+from simulator.script import RESTART, Script, Step
 from simulator.spools import AmsUnit, Spool
 
 _FASTEST_SECONDS = 0.05
@@ -66,7 +68,7 @@ class SimulatedPrinter:
         self.ftps_port = ftps_port
         self.authority = authority or shared_authority()
         self.faults = faults or Faults()
-        self.faults.reach_link = lambda act: self._call(lambda: act(self._broker))
+        self.faults.reach_link = self._reach_link
         self.machine = Machine(
             serial,
             model,
@@ -94,6 +96,9 @@ class SimulatedPrinter:
         self._ftps = FtpsServer(
             self.files, access_code, self.faults, self._may_write, needs_session_reuse=require_session_reuse
         )
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._own_certificate = self.authority.issue(serial)
+        self._script: deque[tuple[float, Step]] = deque()
         self._life: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._fed_at = 0.0
@@ -186,6 +191,14 @@ class SimulatedPrinter:
         """Plays a captured sequence, its times in simulated seconds, until power-off; see Machine.play."""
         self._press(lambda: self.machine.play(replay))
 
+    def follow(self, script: Script) -> None:
+        """Misbehaves by this script from now on, in place of any before; it goes on over power cycles."""
+
+        def begin() -> None:
+            self._script = deque((self.machine.now + step.at_seconds, step) for step in script.steps)
+
+        self._press(begin)
+
     @property
     def has_listeners(self) -> bool:
         """Whether anybody has subscribed to anything."""
@@ -204,13 +217,14 @@ class SimulatedPrinter:
         """Power on: a fresh boot on the same ports, IDLE, with the storage and the spools as they were."""
         if self._life is not None:
             return
-        certificate, key = self._credentials().write(Path(self._folder.name))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._own_certificate = self.authority.issue(self.serial)
+        certificate, key = self._write_certificate()
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         if not self.machine.model.newest_tls_is_1_3:
-            context.maximum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(certificate, key)
-        self._thread.run(self._power_on(context))
+            self._context.maximum_version = ssl.TLSVersion.TLSv1_2
+        self._context.load_cert_chain(certificate, key)
+        self._thread.run(self._power_on(self._context))
         try:
             self.ftps_port = self._ftps.start(self.host, self.ftps_port, certificate, key)
         except OSError:
@@ -229,6 +243,15 @@ class SimulatedPrinter:
         self.pull_plug()
         self.plug_in()
 
+    def change_certificate(self) -> None:
+        """From now on new connections see the certificate that the faults say; those there are stay."""
+        certificate, key = self._write_certificate()
+        self._call(lambda: self._context.load_cert_chain(certificate, key))
+        self._ftps.change_certificate(certificate, key)
+
+    def _write_certificate(self) -> tuple[Path, Path]:
+        return self._credentials().write(Path(self._folder.name))
+
     def _credentials(self) -> Credentials:
         match self.faults.wrong_certificate:
             case "other authority":
@@ -239,7 +262,7 @@ class SimulatedPrinter:
                 return self.authority.issue(self.serial, from_days=-30, to_days=-1)
             case "not yet valid":
                 return self.authority.issue(self.serial, from_days=1)
-        return self.authority.issue(self.serial)
+        return self._own_certificate
 
     async def _power_on(self, context: ssl.SSLContext) -> None:
         self.mqtt_port = await self._broker.start(self.host, self.mqtt_port, context)
@@ -273,7 +296,7 @@ class SimulatedPrinter:
 
     def _pause_seconds(self) -> float:
         until_report = self._reported_at + self._interval_seconds() - time.monotonic()
-        until_event = self.machine.seconds_to_next_event() / self._speed if self._speed > 0 else _SLOWEST_SECONDS
+        until_event = self._seconds_to_next_event() / self._speed if self._speed > 0 else _SLOWEST_SECONDS
         return max(0.001, min(until_report, until_event))
 
     def _report_is_due(self) -> bool:
@@ -289,14 +312,27 @@ class SimulatedPrinter:
         """Advances the machine event by event, so that no state passes unreported however fast time runs."""
         machine = self.machine
         while seconds > 0:
-            step = min(seconds, max(machine.seconds_to_next_event(), 1e-6))
+            step = min(seconds, max(self._seconds_to_next_event(), 1e-6))
             before = (machine.state, machine.print_error)
             machine.advance(step)
             seconds -= step
+            self._play_script()
             for message in machine.outbox.take_overdue():
                 await self._publish(message)
             if (machine.state, machine.print_error) != before:
                 await self._send_report()
+
+    def _seconds_to_next_event(self) -> float:
+        until_step = self._script[0][0] - self.machine.now if self._script else float("inf")
+        return max(0.0, min(self.machine.seconds_to_next_event(), until_step))
+
+    def _play_script(self) -> None:
+        while self._script and self._script[0][0] <= self.machine.now + 1e-6:
+            _, step = self._script.popleft()
+            step.play(self.machine)
+            if step.do == RESTART:
+                self._broker.cut_all()
+                self.machine.power_cycle()
 
     async def _send_report(self) -> None:
         self._reported_at = time.monotonic()
@@ -336,6 +372,12 @@ class SimulatedPrinter:
             self._wake.set()
 
         self._thread.run(press())
+
+    def _reach_link(self, act: Callable[[Link], None]) -> None:
+        if self._thread.is_current:
+            act(self._broker)
+        else:
+            self._call(lambda: act(self._broker))
 
     def _call(self, action: Callable[[], None]) -> None:
         async def call() -> None:

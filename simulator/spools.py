@@ -25,7 +25,7 @@ _temperatures = {"PLA": (190, 230), "PETG": (230, 260), "ABS": (240, 270), "ASA"
 @dataclass
 class Spool:
     """A spool of filament. `color` is RRGGBBAA; weights in grams; without `rfid` a printer knows neither
-    the spool's identity nor how much is left."""
+    the spool's identity nor how much is left. `nozzle_temps` in °C, lowest and highest; None: the material's usual."""
 
     material: str = "PLA"
     color: str = "FFFFFFFF"
@@ -35,6 +35,7 @@ class Spool:
     brand: str = "PLA Basic"
     filament_id: str = "GFA00"
     uuid: str = ""
+    nozzle_temps: tuple[int, int] | None = None
 
     def name_tag(self, chance: Random) -> None:
         """Gives a spool with RFID an identity if it has none yet."""
@@ -148,7 +149,8 @@ def external_report(model: PrinterModel, shown_id: str, spool: Spool | None) -> 
 
 
 def _filament(model: PrinterModel, spool: Spool) -> dict[str, Any]:
-    coolest, hottest = _temperatures.get(spool.material, (190, 240)) if spool.material else (0, 0)
+    usual = _temperatures.get(spool.material, (190, 240)) if spool.material else (0, 0)
+    coolest, hottest = spool.nozzle_temps or usual
     drying = ("tray_temp", "tray_time") if model.classic else ("drying_temp", "drying_time")
     pressure: dict[str, Any] = {"k": 0.019999999552965164, "n": 1} if model.classic else {}
     return {

@@ -19,8 +19,11 @@ from flask import Flask, has_app_context
 from flask.testing import FlaskClient
 
 from app import create_app
+from bambu_cloud import CallBudget
 from models import db
 from settings import Settings
+from simulator.cloud import SimulatedCloud
+from tests.clouds import NOWHERE, marked_cloud, settings_of
 from tests.farm_builder import Farm
 
 BASE_TIME = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
@@ -124,6 +127,8 @@ def settings_for(database_url: str, data_dir: Path, **changes: str) -> Settings:
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             "LOGIN_LIMIT": "1000",
             "COMMAND_TIMEOUT_SECONDS": "0.2",
+            **NOWHERE,
+            "DISCOVERY_PORT": "0",
             **changes,
         }
     )
@@ -143,10 +148,22 @@ def session_clock() -> Clock:
 
 
 @pytest.fixture(scope="session")
+def session_cloud(session_clock: Clock) -> Iterator[SimulatedCloud]:
+    """Bambu Lab's cloud for the app of this process, with what `whole_farm.fill` logs in to."""
+    with marked_cloud("QZOWNERQZ", "QZOTHERQZ", clock=session_clock) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
 def session_app(
-    session_database_url: str, tmp_path_factory: pytest.TempPathFactory, session_clock: Clock
+    session_database_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    session_clock: Clock,
+    session_cloud: SimulatedCloud,
 ) -> Iterator[Flask]:
-    app = create_app(settings_for(session_database_url, tmp_path_factory.mktemp("data")), clock=session_clock)
+    settings = settings_for(session_database_url, tmp_path_factory.mktemp("data"), **settings_of(session_cloud))
+    # On a clock that stands still the real budget of calls would be spent for good.
+    app = create_app(settings, clock=session_clock, cloud_budget=CallBudget(session_clock, calls=10**6))
     app.test_client_class = OutsideClient
     with app.app_context():
         db.create_all()

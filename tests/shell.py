@@ -33,6 +33,8 @@ def environment(**own: str) -> dict[str, str]:
         **passed_on,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        # The port of announcements belongs to the whole computer: what tests start leaves it alone.
+        "DISCOVERY_PORT": "0",
         **own,
     }
 

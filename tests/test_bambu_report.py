@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import bambu.values as values
 from bambu.errors import Severity
+from bambu.keys import EVERYTHING, steps
 from bambu_report import (
     Nozzle,
     PrinterActivity,
@@ -456,6 +457,8 @@ def test_external_spools() -> None:
     assert [(one.ams_id, one.loaded) for one in state.spools] == [(254, False), (255, True)]
     assert state_after(full(vir_slot=[tray(254)])).spools[0].ams_id == 255
     assert state_after(full(vir_slot=[tray(254)]), serial="0940").spools[0].ams_id == 254
+    two_nozzles = status(device={"extruder": {"state": 2}})
+    assert state_after(full(vir_slot=[tray(254)]), two_nozzles).spools[0].ams_id == 254
 
 
 @pytest.mark.parametrize(
@@ -857,6 +860,35 @@ def test_hearing_the_same_again_changes_nothing(messages: list[Any]) -> None:
     for message in messages:
         raw = merge(raw, message)
         assert read(merge(raw, message)) == read(raw)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(REPORT, min_size=1, max_size=5), st.sampled_from(["", "01P0", "00M0", "0940"]))
+def test_what_is_worked_out_again_is_all_that_a_change_touches(messages: list[Any], serial: str) -> None:
+    raw = first_raw(serial)
+    for message in messages:
+        raw = merge(raw, message)
+        facts, shown = dict(raw.facts), dict(raw.shown)
+        for work_out in steps(EVERYTHING):
+            work_out(facts, shown)
+        assert shown == raw.shown
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(REPORT, min_size=2, max_size=5))
+def test_a_state_once_read_never_changes(messages: list[Any]) -> None:
+    raw = merge(first_raw("0940"), full())
+    seen = []
+    for message in messages:
+        state = read(raw)
+        seen.append((state, repr(state)))
+        raw = merge(raw, message)
+    assert [repr(state) for state, _ in seen] == [words for _, words in seen]
+
+
+def test_one_nozzle_is_known_from_the_serial_number_alone() -> None:
+    assert state_after(full(), serial="01P0").active_nozzle == 0
+    assert state_after(full(), serial="0940").active_nozzle is None
 
 
 WHOLE = full(

@@ -20,7 +20,8 @@ PATH = "/api/printer-connections"
 MISSING_ID = 2_000_000_000
 FIELDS = {
     *("id", "printer_id", "connection_type", "host", "port", "ftps_port", "serial_number", "has_access_code"),
-    *("has_cloud_token", "connection_status", "status_reason", "heard_at", "created_at", "updated_at"),
+    *("cloud_account_id", "has_cloud_token", "connection_status", "status_reason", "heard_at"),
+    *("created_at", "updated_at"),
 }
 STATUS_FIELDS = {
     *("printer_id", "printer_name", "connection_type", "connection_status", "reason", "state", "progress_percent"),

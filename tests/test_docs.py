@@ -29,6 +29,7 @@ SHIPPED = sorted(path for room in ROOMS for path in ROOT.glob(f"{room}*.py"))
 IDS = {
     "printer_id": "**printer's id**",
     "connection_id": "**connection's id**",
+    "cloud_account_id": "**cloud account's id**",
     "order_id": "**order's id**",
     "profile_id": "**profile's id**",
     "batch_id": "**batch's id**",

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models import PrinterConnection, db
 from tests.api_document import private_rules
+from tests.clouds import account_of
 from tests.farm_builder import PASSWORD, Farm
 from tests.production_log import production_log
 from tests.whole_farm import fill
@@ -52,6 +53,7 @@ def test_secrets_never_leave(app: Flask, farm: Farm, logged: io.StringIO) -> Non
     settings = app.extensions["parts"].settings
     keys = [settings.secret_key, settings.jwt_secret_key, settings.encryption_keys]
     hidden = [PASSWORD, whole.access_code, whole.cloud_token, whole.webhook_secret, farm.refresh_token]
+    hidden += [account_of(OWNER).password]
     hidden += [pair["token"], pair["refresh_token"], *(key.get_secret_value() for key in keys)]
     answers = []
     for rule, method in private_rules(app):

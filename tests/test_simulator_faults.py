@@ -26,14 +26,17 @@ from simulator import (
     Plate,
     Replay,
     ReplayEvent,
+    Script,
     SimulatedPrinter,
     Spool,
+    Step,
     StorageFaults,
     make_sliced_file,
     models,
 )
 from simulator.__main__ import main
 from simulator.commands import NOT_VERIFIED
+from simulator.faults import is_full_report
 from tests.printer_client import (
     CODE,
     SERIAL,
@@ -352,6 +355,161 @@ def test_to_a_client_with_a_wrong_clock_the_certificate_is_of_another_time(fault
             plain = socket.create_connection((wrong.host, port), 5)
             with plain, pytest.raises(ssl.SSLCertVerificationError, match=words):
                 trusting(wrong).wrap_socket(plain)
+
+
+def test_what_is_said_drips_in_small_pieces_and_comes_whole(printer: SimulatedPrinter, client: Client) -> None:
+    whole = client.pushall()
+    size = len(json.dumps({"print": whole}))
+    printer.faults.drip_bytes_per_second = 20_000
+    began = time.monotonic()
+    assert client.pushall().keys() == whole.keys()
+    assert time.monotonic() - began > 0.5 * size / 20_000
+    printer.faults.drip_bytes_per_second = 10
+    client.send("pushing", "pushall")
+    assert client.hears_nothing()
+    printer.faults.drip_bytes_per_second = None
+    assert client.until(is_full_report)
+    client.ask("print", "pause", param="")
+
+
+def test_a_full_report_can_come_behind_the_changes_or_never(printer: SimulatedPrinter, client: Client) -> None:
+    assert client.pushall()["gcode_state"] == "IDLE"
+    printer.faults.full_report_delay_seconds = 20
+    client.send("pushing", "pushall")
+    assert client.ask("info", "get_version")
+    printer.press_start("benchy.gcode.3mf")
+    printer.advance(5)
+    parts = client.until_state("PREPARE")
+    assert not any(is_full_report(part) for part in parts)
+    printer.advance(20)
+    assert client.until(is_full_report)[-1]["print"]["gcode_state"] == "IDLE"
+    printer.faults.full_report_delay_seconds = math.inf
+    client.send("pushing", "pushall")
+    printer.advance(10_000)
+    assert not any(is_full_report(part) for part in client.until_state("FINISH"))
+
+
+@pytest.mark.parametrize("model", list(models))
+def test_a_full_report_is_told_from_a_part_on_every_model(model: str) -> None:
+    made = started(model)
+    assert is_full_report(made.report(full=True))
+    made.advance(60)
+    assert not is_full_report(made.report(full=False))
+
+
+def test_a_door_that_is_shut_refuses_and_those_inside_stay(printer: SimulatedPrinter, client: Client) -> None:
+    printer.faults.shut_door()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((printer.host, printer.mqtt_port), 5)
+    assert client.pushall()
+    printer.faults.open_door()
+    again = Client(printer).listen()
+    assert again.pushall()
+    again.close()
+    printer.faults.shut_door()
+    printer.restart()
+    Client(printer).listen().close()
+
+
+def test_noise_comes_for_packets_the_same_for_the_same_seed(printer: SimulatedPrinter) -> None:
+    with socket.create_connection((printer.host, printer.mqtt_port), 5) as plain:
+        secured = trusting(printer).wrap_socket(plain)
+        secured.sendall(b"\x10\x1f\x00\x04MQTT\x04\xc2\x00\x3c\x00\x01a\x00\x04bblp\x00\x08" + CODE.encode())
+        assert secured.recv(4) == b"\x20\x02\x00\x00"
+        expected = Machine(SERIAL).faults.chance.randbytes(64)
+        printer.faults.babble()
+        assert secured.recv(64) == expected
+
+
+def test_a_certificate_changes_for_new_connections_and_back(printer: SimulatedPrinter, client: Client) -> None:
+    def shown(port: int) -> bytes | None:
+        with socket.create_connection((printer.host, port), 5) as plain:
+            return trusting(printer).wrap_socket(plain).getpeercert(binary_form=True)
+
+    own = shown(printer.mqtt_port)
+    assert own == shown(printer.ftps_port)
+    printer.faults.wrong_certificate = "other authority"
+    printer.change_certificate()
+    for port in (printer.mqtt_port, printer.ftps_port):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shown(port)
+    assert client.pushall()
+    printer.faults.wrong_certificate = None
+    printer.change_certificate()
+    assert shown(printer.mqtt_port) == shown(printer.ftps_port) == own
+
+
+# Scripts.
+
+
+def test_a_script_is_followed_in_the_printers_own_time(printer: SimulatedPrinter, client: Client) -> None:
+    script = Script.of(
+        [
+            Step(130, do="drop_connection"),
+            Step(100, {"storage.black_hole": True}, "finish_now"),
+            Step(10, {"lag_finish_seconds": 60.0, "damage": ["cut in half"], "damage_share": 0.0}),
+            Step(120, do="pause"),
+        ]
+    )
+    printer.follow(script)
+    printer.advance(9)
+    assert printer.faults.lag_finish_seconds == 0
+    printer.advance(2)
+    assert (printer.faults.lag_finish_seconds, printer.faults.damage) == (60.0, ("cut in half",))
+    client.ask("print", "project_file", **start_fields())
+    printer.advance(100)
+    client.until_state("PREPARE")
+    client.until_state("FINISH")
+    assert printer.faults.storage.black_hole
+    printer.advance(50)
+    assert client.ended.get(timeout=5)
+    assert printer.machine.now == pytest.approx(161)
+
+
+def test_a_script_goes_on_over_a_restart_of_its_own(printer: SimulatedPrinter, client: Client) -> None:
+    printer.follow(Script.of([Step(600, do="restart"), Step(700, do="press_start", arguments=["benchy.gcode.3mf"])]))
+    client.ask("print", "project_file", **start_fields())
+    printer.advance(650)
+    assert client.ended.get(timeout=5)
+    again = Client(printer).listen()
+    assert again.pushall()["gcode_state"] == "IDLE"
+    printer.advance(60)
+    again.until_state("PREPARE")
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "{}",
+        "[1]",
+        "[{}]",
+        '[{"at": "1"}]',
+        '[{"at": -1}]',
+        '[{"at": Infinity}]',
+        '[{"at": 1, "set": {"chance": 1}}]',
+        '[{"at": 1, "set": {"storage.x": 1}}]',
+        '[{"at": 1, "do": "report"}]',
+        '[{"at": 1, "when": 2}]',
+    ],
+)
+def test_a_file_that_is_no_script_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "script.json").write_text(text)
+    with pytest.raises(ValueError):
+        Script.read(tmp_path / "script.json")
+    with pytest.raises(SystemExit):
+        main(["--script", str(tmp_path / "script.json")])
+
+
+def test_a_script_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "script.json").write_text(
+        '[{"at": 60, "set": {"mute": true}}, {"at": 5.5, "do": "fail", "with": [50348044]}]'
+    )
+    assert Script.read(tmp_path / "script.json").steps == (
+        Step(5.5, {}, "fail", [50348044]),
+        Step(60.0, {"mute": True}, None, []),
+    )
 
 
 # Printing.

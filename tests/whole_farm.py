@@ -10,7 +10,9 @@ from typing import Any
 from werkzeug.routing import Rule
 
 from simulator import Plate, make_sliced_file
+from simulator.cloud import CloudAccount
 from tests.api_document import path_of
+from tests.clouds import account_of
 from tests.farm_builder import PASSWORD, Farm
 
 NEVER_USED_ID = 2**31 - 1
@@ -41,6 +43,8 @@ class WholeFarm:
     spare_profile_id: int
     batch_id: int
     spare_batch_id: int
+    cloud_account_id: int
+    spare_cloud_account_id: int
     webhook_secret: str
     access_code: str
     cloud_token: str
@@ -72,6 +76,7 @@ REFERENCES = {
     "print_id": "print_id",
     "id": "print_id",
     "customer_id": "order_id",
+    "cloud_account_id": "cloud_account_id",
 }
 # Name a place on a printer or in a file, and no row.
 NO_REFERENCES = frozenset({"ams_id", "tray_id", "plate"})
@@ -93,7 +98,11 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
     bare = farm.add_printer(f"{mark} bare")
     deleted = farm.add_printer(f"{mark} deleted")
     assert farm.delete(f"/api/printers/{deleted['id']}").status_code == 200
-    changed = farm.put(f"/api/printer-connections/{connected['connection_id']}", {"cloud_token": cloud_token})
+    accounts = [_logged_in(farm, account_of(mark, kind)) for kind in ("main", "spare")]
+    changed = farm.put(
+        f"/api/printer-connections/{connected['connection_id']}",
+        {"cloud_token": cloud_token, "cloud_account_id": accounts[0]["id"]},
+    )
     assert changed.status_code == 200, changed.text
     preferences = farm.put(
         f"/api/bambu/notifications/{printer['id']}",
@@ -154,10 +163,16 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
         spare_profile_id=spare_profile["id"],
         batch_id=batch["id"],
         spare_batch_id=spare_batch["id"],
+        cloud_account_id=accounts[0]["id"],
+        spare_cloud_account_id=accounts[1]["id"],
         webhook_secret=preferences["webhook_secret"],
         access_code=access_code,
         cloud_token=cloud_token,
     )
+
+
+def _logged_in(farm: Farm, account: CloudAccount) -> dict[str, Any]:
+    return farm.made("/api/cloud-accounts", {"account": account.account, "password": account.password})
 
 
 def _uploaded(farm: Farm, mark: str, minutes: int) -> dict[str, Any]:
@@ -175,10 +190,27 @@ BODIES: dict[str, Callable[[WholeFarm], dict[str, Any]]] = {
     "etsy login.finish_etsy_login": lambda whole: {"code": "none", "state": "none"},
     "printers.add_printer": lambda whole: {"name": "New"},
     "printers.clear_plate": lambda whole: {"print_id": None},
+    "printer actions.set_speed": lambda whole: {"level": "standard"},
+    "printer actions.switch_light": lambda whole: {"on": True},
+    "printer actions.clear_error": lambda whole: {"code": "0300-8003"},
+    "printer actions.load_filament": lambda whole: {"slot": 0, "nozzle_temp": 220},
+    "printer actions.unload_filament": lambda whole: {"nozzle_temp": 220},
+    "printer actions.set_filament": lambda whole: {
+        "slot": 0,
+        "material_type": "PLA",
+        "color": "#112233",
+        "nozzle_temp_min": 190,
+        "nozzle_temp_max": 230,
+    },
     "printer connections.add_connection": lambda whole: {
         "printer_id": whole.spare_printer_id,
         "connection_type": "bambu_cloud",
     },
+    "cloud accounts.log_in": lambda whole: {
+        "account": account_of(whole.mark).account,
+        "password": account_of(whole.mark).password,
+    },
+    "cloud accounts.finish_login": lambda whole: {"code": "123456"},
     "materials.add_material": lambda whole: {
         "slot": 5,
         "material_type": "PLA",

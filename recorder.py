@@ -1,0 +1,172 @@
+"""What is heard of the printers, written down: the tracker's moves, the connections' rows, the snapshots.
+
+However a printer is reached, what it says ends here, in the worker's one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from flask import Flask
+
+from api.context import Parts
+from bambu_client import LinkStatus
+from bambu_report import PrinterActivity, PrinterState
+from farm import tracker
+from farm.leases import Lease
+from farm.status import snapshot_of
+from models import ConnectionStatus, Printer, PrinterConnection, ScheduledPrint, db
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, kw_only=True)
+class Watched:
+    """A printer's connection as this worker listens to it, and what was heard last."""
+
+    connection_id: int
+    printer_id: int
+    version: int
+    lease: Lease
+    state: PrinterState = field(default_factory=PrinterState)
+    in_state_since: datetime | None = None
+    heard_at: datetime | None = None
+    current_print_id: int | None = None
+    print_name: str | None = None
+    # What the tracker was told last: a report that says the same again needs no database.
+    tracked: tuple[object, ...] | None = None
+    is_unsaved: bool = False
+    # When the last report that was written down was heard. Counted from the writing, a printer that reports as often as
+    # may be written would slip until its reports waited for most of that time.
+    saved_at: datetime | None = None
+    # Commands wait for a report that shows them done.
+    commands_under_way: int = 0
+
+
+class Recorder:
+    """Every method runs in the worker's own thread."""
+
+    def __init__(self, app: Flask, *, on_news: Callable[[], None], on_idle: Callable[[Watched], None]) -> None:
+        parts: Parts = app.extensions["parts"]
+        self._app, self._limits, self._clock = app, parts.limits, app.extensions["clock"]
+        self._interval = timedelta(seconds=parts.settings.status_interval_seconds)
+        self._on_news, self._on_idle = on_news, on_idle
+
+    def note(self, row: PrinterConnection, status: ConnectionStatus, reason: str | None) -> None:
+        """How a connection stands. The caller commits."""
+        if (row.connection_status, row.status_reason) != (status, reason):
+            row.connection_status, row.status_reason = status, reason
+
+    def link_changed(
+        self, watched: Watched, status: LinkStatus, reason: str | None, fingerprint: str | None = None
+    ) -> None:
+        with self._app.app_context():
+            row = db.session.get(PrinterConnection, watched.connection_id)
+            if row is None:
+                return
+            self.note(row, ConnectionStatus(status.value), reason)
+            if fingerprint and row.fingerprint is None:
+                row.fingerprint = fingerprint
+            db.session.commit()
+        log.info("link", printer_id=watched.printer_id, status=status.value, reason=reason)
+
+    def heard(self, watched: Watched, state: PrinterState, heard_at: datetime) -> None:
+        if watched.state.known and not state.known:
+            # The parts that a new connection begins with: what was known stands until it has told the whole.
+            return
+        if watched.in_state_since is None or state.state is not watched.state.state:
+            watched.in_state_since = heard_at
+        watched.state, watched.heard_at, watched.is_unsaved = state, heard_at, True
+        news = (
+            *(state.known, state.state, state.submission_id, state.print_error, state.cancelled),
+            # How far a print that is not ours has come needs no database.
+            state.progress_percent if watched.current_print_id is not None else None,
+        )
+        if news != watched.tracked or watched.commands_under_way:
+            self.track(watched)
+            watched.tracked = news
+
+    def track(self, watched: Watched) -> None:
+        """What the printer's present state means for our prints, in one transaction with the snapshot that shows it."""
+        if watched.in_state_since is None:
+            return
+        with self._app.app_context():
+            printer = db.session.get(Printer, watched.printer_id)
+            if printer is None or printer.deleted_at is not None:
+                return
+            before = watched.current_print_id
+            watched.current_print_id = tracker.apply(
+                printer, watched.state, in_state_since=watched.in_state_since, now=self._clock(), limits=self._limits
+            )
+            if watched.current_print_id != before:
+                ours = db.session.get(ScheduledPrint, watched.current_print_id) if watched.current_print_id else None
+                watched.print_name = ours.job_name if ours else None
+            has_news = bool(db.session.new or db.session.dirty)
+            self._save([watched])
+            db.session.commit()
+        if has_news:
+            self._on_news()
+        if before is not None and watched.current_print_id is None:
+            self._on_idle(watched)
+
+    def settle(self, everything: Iterable[Watched]) -> None:
+        """What no report announces: a failure whose time to explain itself is over, a start never confirmed."""
+        now, printer_ids = self._clock(), []
+        for watched in everything:
+            printer_ids.append(watched.printer_id)
+            since = watched.in_state_since
+            if (
+                watched.state.state is PrinterActivity.failed
+                and since is not None
+                and now - since < 3 * tracker.FAILURE_SETTLES_IN
+            ):
+                self.track(watched)
+        with self._app.app_context():
+            tracker.mark_unconfirmed(printer_ids, now=now)
+            db.session.commit()
+
+    def save_snapshots(self, everything: Iterable[Watched]) -> None:
+        """Write down what was heard, for every web process to read: all printers in one transaction, each not more
+        often than the setting says."""
+        now = self._clock()
+        due = [
+            watched
+            for watched in everything
+            if watched.is_unsaved and (watched.saved_at is None or abs(now - watched.saved_at) >= self._interval)
+        ]
+        if due:
+            with self._app.app_context():
+                self._save(due)
+                db.session.commit()
+
+    def _save(self, due: Sequence[Watched]) -> None:
+        rows: list[dict[str, Any]] = [
+            {
+                "connection": watched.connection_id,
+                "at_version": watched.version,
+                "shown": snapshot_of(
+                    watched.state, current_print_id=watched.current_print_id, print_name=watched.print_name
+                ),
+                "heard": watched.heard_at,
+            }
+            for watched in due
+        ]
+        db.session.flush()
+        db.session.connection().execute(SAVE_SNAPSHOT, rows)
+        for watched in due:
+            watched.is_unsaved, watched.saved_at = False, watched.heard_at
+
+
+SAVE_SNAPSHOT = (
+    sa.update(PrinterConnection.__table__)
+    .where(
+        PrinterConnection.__table__.c.id == sa.bindparam("connection"),
+        PrinterConnection.__table__.c.version == sa.bindparam("at_version"),
+    )
+    .values(snapshot=sa.bindparam("shown"), heard_at=sa.bindparam("heard"))
+)

@@ -1,0 +1,123 @@
+"""What lets one worker hold hundreds of printers: files to open, and reports that ask nothing of the database."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from bambu_report import PrinterActivity, PrinterState
+from farm.leases import Lease
+from models import PrinterConnection, db
+from recorder import Recorder, Watched
+from tests.conftest import Clock
+from tests.farm_builder import Farm
+from worker import Worker
+
+PRINTING = PrinterState(known=True, state=PrinterActivity.printing, progress_percent=10, layers_printed=1)
+
+
+@pytest.fixture
+def statements(app: Flask) -> Iterator[list[str]]:
+    """What is asked of the database, as it is asked."""
+    asked: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        asked.append(statement)
+
+    with app.app_context():
+        engine = db.engine
+    sa.event.listen(engine, "before_cursor_execute", note)
+    yield asked
+    sa.event.remove(engine, "before_cursor_execute", note)
+
+
+class Listening:
+    """A printer's connection as a worker's recorder has it, told what the test tells."""
+
+    def __init__(self, app: Flask, farm: Farm, clock: Clock) -> None:
+        printer = farm.add_printer(
+            connection_type="bambu_lan", host="192.0.2.7", serial_number="01P00A1", access_code="12345678"
+        )
+        self.farm, self.clock, self.connection_id = farm, clock, printer["connection_id"]
+        self.recorder = Recorder(app, on_news=lambda: None, on_idle=lambda watched: None)
+        self.watched = Watched(
+            connection_id=self.connection_id, printer_id=printer["id"], version=1, lease=Lease("01P00A1", "test", 1)
+        )
+
+    def hear(self, **changes: Any) -> None:
+        self.recorder.heard(self.watched, replace(PRINTING, **changes), self.clock())
+
+    def look(self) -> int | None:
+        """The worker's regular look, and the layer that the row then shows."""
+        self.recorder.save_snapshots([self.watched])
+        with self.farm.database():
+            shown = db.session.get_one(PrinterConnection, self.connection_id).snapshot
+            return shown["layers_printed"] if shown else None
+
+
+@pytest.fixture
+def listening(app: Flask, farm: Farm, clock: Clock) -> Listening:
+    return Listening(app, farm, clock)
+
+
+def test_how_far_a_print_that_is_not_ours_has_come_asks_nothing_of_the_database(
+    listening: Listening, statements: list[str]
+) -> None:
+    listening.hear()
+    assert statements
+    statements.clear()
+    listening.hear(progress_percent=11)
+    listening.hear(progress_percent=12, layers_printed=2)
+    assert statements == []
+    listening.watched.current_print_id = 7  # as the tracker says of ours
+    listening.hear(progress_percent=13)
+    assert statements
+
+
+def test_a_printer_that_reports_as_often_as_is_written_down_never_waits_for_the_next_time(listening: Listening) -> None:
+    for second in range(7):
+        listening.hear(layers_printed=second + 1)
+        # The look that comes next, each time a little sooner than a second after the last.
+        wait = 280 - 40 * second
+        listening.clock.forward(milliseconds=wait)
+        assert listening.look() == second + 1
+        listening.clock.forward(milliseconds=1000 - wait)
+
+
+def test_more_often_than_is_set_nothing_is_written_down(listening: Listening) -> None:
+    listening.hear(layers_printed=1)
+    assert listening.look() == 1
+    for layer in range(2, 5):
+        listening.clock.forward(milliseconds=200)
+        listening.hear(layers_printed=layer)
+        assert listening.look() == 1
+    listening.clock.forward(milliseconds=400)
+    assert listening.look() == 4
+
+
+def test_a_clock_that_was_set_back_stops_no_writing(listening: Listening) -> None:
+    listening.hear(layers_printed=1)
+    assert listening.look() == 1
+    listening.clock.forward(hours=-1)
+    listening.hear(layers_printed=2)
+    assert listening.look() == 2
+
+
+def test_a_worker_asks_for_as_many_open_files_as_hundreds_of_printers_take(app: Flask) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("not that many files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        worker = Worker(app)
+        worker.start()
+        worker.stop()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 2048
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
