@@ -1,21 +1,17 @@
-"""What runs beside the worker's own thread because it waits for a printer: starts, commands, tests, tidying up."""
+"""What runs beside the worker's own thread because it waits for a printer; among it the commands of people."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
 from flask import Flask
 
-from api.context import Parts
-from bambu_client import Answer, LinkStatus, NotSent, PrinterLink, explain
-from bambu_files import StorageFault
-from farm import starter
+from bambu_client import Answer, NotSent, PrinterLink, explain
 from farm.command_proof import FILAMENT_CHANGE_TAKES, objection, waits_for_report
 from farm.connection_check import check_connection
 from links import Held
@@ -23,12 +19,7 @@ from models import (
     OPEN_INTENT_STATES,
     CommandKind,
     CommandState,
-    IntentState,
-    Printer,
     PrinterCommand,
-    PrinterConnection,
-    PrintStatus,
-    ScheduledPrint,
     StartIntent,
     count_changed,
     db,
@@ -36,21 +27,15 @@ from models import (
 
 log = structlog.get_logger()
 
-START_RETRY = timedelta(seconds=30)
-
 
 class Errands:
     """Each is one call in the pool, with a session of its own, run by the worker's `guarded`."""
 
-    def __init__(
-        self, app: Flask, pool: Executor, *, guarded: Callable[[Callable[[], None]], None], is_stopping: threading.Event
-    ) -> None:
-        parts: Parts = app.extensions["parts"]
-        self._app, self._pool, self._guarded, self._is_stopping = app, pool, guarded, is_stopping
+    def __init__(self, app: Flask, pool: Executor, *, guarded: Callable[[Callable[[], None]], None]) -> None:
+        self._app, self._pool, self._guarded = app, pool, guarded
         self._clock: Callable[[], datetime] = app.extensions["clock"]
-        self._rules = starter.StartRules.from_settings(parts.settings)
 
-    def _run(self, errand: Callable[[], None], after: Callable[[], None] = lambda: None) -> None:
+    def run(self, errand: Callable[[], None], after: Callable[[], None] = lambda: None) -> None:
         def in_session() -> None:
             with self._app.app_context():
                 errand()
@@ -63,88 +48,7 @@ class Errands:
 
         self._pool.submit(run)
 
-    # Starts
-
-    def begin_starts(self, held: list[Held]) -> None:
-        """Look for a print to start on every printer that could take one."""
-        now = self._clock()
-        ready = [
-            each
-            for each in held
-            if not each.is_starting
-            # Not into a filament change, nor while a stop is not yet confirmed.
-            and not each.commands_under_way
-            and each.link.status is LinkStatus.connected
-            and (each.start_not_before is None or each.start_not_before <= now)
-        ]
-        if not ready or self._is_stopping.is_set():
-            return
-        with self._app.app_context():
-            with_work = set(
-                db.session.execute(
-                    sa.select(ScheduledPrint.printer_id)
-                    .join(Printer, Printer.id == ScheduledPrint.printer_id)
-                    .where(
-                        ScheduledPrint.deleted_at.is_(None),
-                        sa.or_(
-                            ScheduledPrint.status == PrintStatus.scheduled,
-                            sa.and_(ScheduledPrint.status == PrintStatus.queued, Printer.auto_start),
-                        ),
-                    )
-                    .distinct()
-                ).scalars()
-            )
-        for each in ready:
-            if each.printer_id in with_work:
-                each.is_starting = True
-                self._run(lambda each=each: self._start(each), lambda each=each: setattr(each, "is_starting", False))  # type: ignore[misc]
-
-    def _start(self, held: Held) -> None:
-        intent = starter.start(
-            held.printer_id,
-            held.link,
-            held.storage,
-            lease=held.lease,
-            clock=self._clock,
-            rules=self._rules,
-            is_stopping=self._is_stopping,
-        )
-        if intent is not None and intent.state is not IntentState.published:
-            held.start_not_before = self._clock() + START_RETRY
-        self._remember_clear_data(held)
-
-    def _remember_clear_data(self, held: Held) -> None:
-        """A printer that hung with an encrypted data channel is not made to hang again after a restart."""
-        if held.storage.clear_data:
-            db.session.execute(
-                sa.update(PrinterConnection)
-                .where(PrinterConnection.id == held.connection_id, PrinterConnection.clear_data.is_(False))
-                .values(clear_data=True)
-            )
-            db.session.commit()
-
-    def tidy_up(self, held: Held) -> None:
-        """Take the file of an ended print off the printer: one left behind has started by itself hours later."""
-
-        def errand() -> None:
-            name = db.session.execute(
-                sa.select(StartIntent.remote_name)
-                .where(StartIntent.printer_id == held.printer_id, StartIntent.ended_at.is_not(None))
-                .order_by(StartIntent.ended_at.desc(), StartIntent.id.desc())
-                .limit(1)
-            ).scalar_one_or_none()
-            db.session.rollback()
-            if name is not None:
-                try:
-                    held.storage.delete(name)
-                except StorageFault as error:
-                    log.warning("remote_file_left", printer_id=held.printer_id, name=name, reason=error.reason)
-
-        self._run(errand)
-
-    # Commands of people, from any web process
-
-    def begin_commands(self, held: list[Held]) -> None:
+    def begin_commands(self, held: Sequence[Held]) -> None:
         """Send what people have asked for, each once, and let go of what nobody waits for any more."""
         now = self._clock()
         by_printer = {each.printer_id: each for each in held}
@@ -170,7 +74,7 @@ class Errands:
                     continue
                 holder.commands_under_way += 1
                 if command.state is CommandState.requested and self._claim(command.id, command.kind, holder):
-                    self._run(lambda h=holder, c=command: self._send(h, c.id, c.kind, c.arguments or {}))  # type: ignore[misc]
+                    self.run(lambda h=holder, c=command: self._send(h, c.id, c.kind, c.arguments or {}))  # type: ignore[misc]
 
     def _expire(self, now: datetime) -> None:
         db.session.execute(

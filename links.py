@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from flask import Flask
 from api.context import Parts
 from bambu_client import Answer, Heard, LinkStatus, LinkTimings, PrinterAddress, PrinterLink
 from bambu_files import PrinterStorage
+from bambu_report import PrinterState
 from cloud_links import CloudLinks, CloudRow
 from farm import tracker
 from farm.leases import Lease, keep_leases, release_leases
@@ -31,14 +32,29 @@ UNREADABLE = "the stored access code cannot be read: enter it again"
 Complaint = tuple[ConnectionStatus, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """A print that could not be sent: not tried again before `until`, so that it holds up none behind it."""
+
+    reason: str
+    until: datetime
+    tries: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Held(Watched):
     """A printer that is reached over its own network, where it takes commands and files."""
 
     link: PrinterLink
     storage: PrinterStorage
+    # Something of its queue or of itself may have changed since its queue was looked at.
+    is_due: bool = True
+    look_again_at: datetime | None = None
+    fingerprint: tuple[object, ...] | None = None
+    deferrals: dict[int, Deferral] = field(default_factory=dict)
     is_starting: bool = False
-    start_not_before: datetime | None = None
+    is_tidying: bool = False
+    tidy_not_before: datetime | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -55,7 +71,6 @@ class Links:
         *,
         post: Callable[[Callable[[], None]], None],
         on_news: Callable[[], None],
-        on_idle: Callable[[Held], None],
         pool: Executor,
         timings: LinkTimings | None = None,
     ) -> None:
@@ -63,9 +78,7 @@ class Links:
         self._app, self._owner, self._settings, self._vault = app, owner, parts.settings, parts.vault
         self._limits, self._clock = parts.limits, parts.clock
         self._post, self._on_news, self._pool, self._timings = post, on_news, pool, timings
-        self._recorder = Recorder(
-            app, on_news=on_news, on_idle=lambda watched: on_idle(watched) if isinstance(watched, Held) else None
-        )
+        self._recorder = Recorder(app, on_news=on_news)
         self._cloud = CloudLinks(app, self._recorder, post=post, pool=pool, timings=timings)
         self._by_connection: dict[int, Held] = {}
         self._leases: dict[str, Lease] = {}
@@ -172,11 +185,13 @@ class Links:
     def _changed(self, key: tuple[int, int], status: LinkStatus, reason: str | None) -> None:
         held = self._current(key)
         if held is not None:
+            held.is_due = True
             self._recorder.link_changed(held, status, reason, held.link.fingerprint)
 
     def _heard(self, key: tuple[int, int], heard: Heard) -> None:
         held = self._current(key)
         if held is not None:
+            held.is_due = held.is_due or _bears_on_starting(held.state, heard.after)
             self._recorder.heard(held, heard.after, heard.heard_at)
 
     def _answered(self, key: tuple[int, int], answer: Answer) -> None:
@@ -191,7 +206,10 @@ class Links:
 
     def settle(self) -> None:
         """See `Recorder.settle`."""
-        self._recorder.settle(self._everything())
+        silent = self._recorder.settle(self._everything())
+        for held in self.all():
+            if held.printer_id in silent:
+                held.link.ask_full_report()
 
     def save_snapshots(self) -> None:
         """See `Recorder.save_snapshots`."""
@@ -199,6 +217,14 @@ class Links:
 
     def _everything(self) -> list[Watched]:
         return [*self.all(), *self._cloud.all()]
+
+
+def _bears_on_starting(before: PrinterState, after: PrinterState) -> bool:
+    """Whether a report changes what an interlock asks for."""
+    return any(
+        getattr(before, name) != getattr(after, name)
+        for name in ("known", "state", "storage", "developer_mode", "faults", "spools", "nozzles", "model")
+    )
 
 
 CONNECTIONS = (

@@ -16,7 +16,7 @@ from flask import Flask
 
 from api.context import Parts
 from bambu_client import LinkStatus
-from bambu_report import PrinterActivity, PrinterState
+from bambu_report import PrinterState
 from farm import tracker
 from farm.leases import Lease
 from farm.status import snapshot_of
@@ -35,6 +35,8 @@ class Watched:
     lease: Lease
     state: PrinterState = field(default_factory=PrinterState)
     in_state_since: datetime | None = None
+    # When time alone may change what that state means.
+    settles_at: list[datetime] = field(default_factory=list)
     heard_at: datetime | None = None
     current_print_id: int | None = None
     print_name: str | None = None
@@ -51,11 +53,11 @@ class Watched:
 class Recorder:
     """Every method runs in the worker's own thread."""
 
-    def __init__(self, app: Flask, *, on_news: Callable[[], None], on_idle: Callable[[Watched], None]) -> None:
+    def __init__(self, app: Flask, *, on_news: Callable[[], None]) -> None:
         parts: Parts = app.extensions["parts"]
         self._app, self._limits, self._clock = app, parts.limits, app.extensions["clock"]
         self._interval = timedelta(seconds=parts.settings.status_interval_seconds)
-        self._on_news, self._on_idle = on_news, on_idle
+        self._on_news = on_news
 
     def note(self, row: PrinterConnection, status: ConnectionStatus, reason: str | None) -> None:
         """How a connection stands. The caller commits."""
@@ -81,6 +83,7 @@ class Recorder:
             return
         if watched.in_state_since is None or state.state is not watched.state.state:
             watched.in_state_since = heard_at
+            watched.settles_at = tracker.settling_moments(state, heard_at)
         watched.state, watched.heard_at, watched.is_unsaved = state, heard_at, True
         news = (
             *(state.known, state.state, state.submission_id, state.print_error, state.cancelled),
@@ -111,24 +114,22 @@ class Recorder:
             db.session.commit()
         if has_news:
             self._on_news()
-        if before is not None and watched.current_print_id is None:
-            self._on_idle(watched)
 
-    def settle(self, everything: Iterable[Watched]) -> None:
-        """What no report announces: a failure whose time to explain itself is over, a start never confirmed."""
-        now, printer_ids = self._clock(), []
-        for watched in everything:
-            printer_ids.append(watched.printer_id)
-            since = watched.in_state_since
-            if (
-                watched.state.state is PrinterActivity.failed
-                and since is not None
-                and now - since < 3 * tracker.FAILURE_SETTLES_IN
-            ):
-                self.track(watched)
+    def settle(self, everything: Iterable[Watched]) -> list[int]:
+        """What no report announces: an end that has settled, a failure whose time to explain itself is over, a start
+        that is never confirmed. Returns the printers to be asked for a full report."""
+        now = self._clock()
+        by_printer = {watched.printer_id: watched for watched in everything}
         with self._app.app_context():
-            tracker.mark_unconfirmed(printer_ids, now=now)
+            awaited = tracker.watch_starts(list(by_printer), now=now)
             db.session.commit()
+        for printer_id, watched in by_printer.items():
+            due = [moment for moment in watched.settles_at if moment <= now]
+            if due:
+                watched.settles_at = watched.settles_at[len(due) :]
+            if due or printer_id in awaited.judge:
+                self.track(watched)
+        return awaited.ask
 
     def save_snapshots(self, everything: Iterable[Watched]) -> None:
         """Write down what was heard, for every web process to read: all printers in one transaction, each not more

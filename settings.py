@@ -77,6 +77,7 @@ class Settings(BaseModel):
 
     chain_buffer_minutes: int = Field(15, ge=0)
     missed_window_minutes: int = Field(60, ge=1)
+    printer_rest_seconds: float = Field(10.0, ge=0)
     low_percent: Decimal = Decimal(70)
     critical_percent: Decimal = Decimal(20)
     critical_grams: Decimal = Decimal(30)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -17,11 +16,10 @@ from flask import Flask
 from api.context import Parts
 from bambu_client import LinkStatus
 from bambu_files import StorageFault
-from farm import tracker
-from farm.bell import ALL, SWEEP, Rung
+from bell import ALL, SWEEP, Rung
 from farm.readiness import fingerprints
 from farm.starter import Start, StartRules
-from links import Held
+from links import Deferral, Held
 from models import IntentState, PrinterConnection, StartIntent, db
 
 log = structlog.get_logger()
@@ -29,15 +27,6 @@ log = structlog.get_logger()
 DEFER_FIRST, DEFER_MOST = timedelta(seconds=30), timedelta(minutes=10)
 TIDY_AGAIN = timedelta(minutes=1)
 GIVEN_BACK = (IntentState.withdrawn, IntentState.not_started)
-
-
-@dataclass(frozen=True, slots=True)
-class Deferral:
-    """A print that could not be sent: not tried again before `until`, so that it holds up none behind it."""
-
-    reason: str
-    until: datetime
-    tries: int
 
 
 class Starts:
@@ -128,15 +117,6 @@ class Starts:
                 .values(clear_data=True)
             )
             db.session.commit()
-
-    def ask_silent(self, held: Sequence[Held]) -> None:
-        """A printer that does not say whether it began is asked once."""
-        with self._app.app_context():
-            silent = set(tracker.silent_starts([each.printer_id for each in held], now=self._clock()))
-            db.session.commit()
-        for each in held:
-            if each.printer_id in silent:
-                each.link.ask_full_report()
 
     def tidy_up(self, held: Sequence[Held]) -> None:
         """Take the files of ended starts off the printers: one left behind has started by itself hours later."""

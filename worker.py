@@ -19,8 +19,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
+import sqlalchemy as sa
 import structlog
 from flask import Flask
 from werkzeug.serving import make_server
@@ -30,16 +31,20 @@ from app import configure_logging, create_app
 from bambu_client import LinkTimings
 from channels import MailSender, WebhookSender
 from errands import Errands
+from bell import Bell, NotifyListener, Rung
 from links import Links
 from lookout import Lookout
 from notifications import Sender
 from settings import Settings, SettingsError
+from starts import Starts
 
 log = structlog.get_logger()
 
 TICK_SECONDS = 0.05
 SYNC_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=0.25)
+# Behind the bell, which tells at once: for what was changed without a ring.
+SLOW_SWEEP_EVERY = timedelta(seconds=5)
 LOOK_EVERY = timedelta(seconds=1)
 SEND_SECONDS = 0.25
 PARALLEL_ERRANDS = 32
@@ -47,26 +52,38 @@ OPEN_FILES = 65536
 
 
 class Worker:
-    """Connections, tracking, starting, sending. Clock and settings are the app's; the links' `timings` their own."""
+    """Connections, tracking, starting, sending. Clock and settings are the app's; the links' `timings` their own.
+    `at_step` is called at each of `farm.starter.CRASH_POINTS`."""
 
-    def __init__(self, app: Flask, *, timings: LinkTimings | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask,
+        *,
+        timings: LinkTimings | None = None,
+        at_step: Callable[[str], None] = lambda step: None,
+    ) -> None:
         parts: Parts = app.extensions["parts"]
         self._app, self._settings = app, parts.settings
         self._clock: Callable[[], datetime] = app.extensions["clock"]
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ringing, self._rung = threading.Lock(), cast("Rung", frozenset())
         self._stop, self._send_now = threading.Event(), threading.Event()
         self._pool = ThreadPoolExecutor(PARALLEL_ERRANDS, thread_name_prefix="errand")
-        self._errands = Errands(app, self._pool, guarded=self._guarded, is_stopping=self._stop)
+        self._errands = Errands(app, self._pool, guarded=self._guarded)
+        self._starts = Starts(app, run=self._errands.run, is_stopping=self._stop, at_step=at_step)
         self._links = Links(
             app,
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-64:],
             post=self._inbox.put,
             on_news=self._send_now.set,
-            on_idle=self._errands.tidy_up,
             pool=self._pool,
             timings=timings,
         )
         self._lookout = Lookout(app)
+        self._bell: Bell = app.extensions["bell"]
+        url = sa.make_url(self._settings.database_url)
+        is_shared = url.get_backend_name() == "postgresql"
+        self._from_elsewhere = NotifyListener(url, self._hear_bell) if is_shared else None
         self._webhooks = WebhookSender(self._settings.webhook_allowed_networks, clock=self._clock)
         self._sender = Sender(
             mail=_mail_sender(self._settings, self._clock),
@@ -82,12 +99,18 @@ class Worker:
 
     def start(self) -> None:
         _allow_open_files()
+        self._bell.listen(self._hear_bell)
+        if self._from_elsewhere is not None:
+            self._from_elsewhere.start()
         for thread in self._threads:
             thread.start()
 
     def stop(self, wait_seconds: float = 20.0) -> None:
         """No start leaves after this; what is under way is finished or handed back."""
         self._stop.set()
+        self._bell.stop_listening(self._hear_bell)
+        if self._from_elsewhere is not None:
+            self._from_elsewhere.close()
         self._send_now.set()
         self._inbox.put(lambda: None)
         for thread in self._threads:
@@ -103,6 +126,7 @@ class Worker:
         steps: dict[Callable[[], None], timedelta] = {
             self._links.sync: SYNC_EVERY,
             self._sweep: SWEEP_EVERY,
+            self._sweep_slowly: SLOW_SWEEP_EVERY,
             self._lookout.look: LOOK_EVERY,
         }
         due = dict.fromkeys(steps, self._clock())
@@ -132,7 +156,27 @@ class Worker:
         self._errands.begin_commands(held)
         self._links.settle()
         self._links.save_snapshots()
-        self._errands.begin_starts(held)
+        self._starts.begin(held)
+
+    def _sweep_slowly(self) -> None:
+        held = self._links.all()
+        self._starts.compare(held)
+        self._starts.tidy_up(held)
+
+    def _hear_bell(self, rung: Rung) -> None:
+        """In the thread of whoever rang. Rings that come while one waits in the inbox go with it."""
+        with self._ringing:
+            is_first, self._rung = not self._rung, self._rung | rung
+        if is_first:
+            self._inbox.put(self._answer_bell)
+
+    def _answer_bell(self) -> None:
+        with self._ringing:
+            rung, self._rung = self._rung, frozenset()
+        held = self._links.all()
+        self._starts.rung(held, rung)
+        self._errands.begin_commands(held)
+        self._starts.begin(held)
 
     def _run_sender(self) -> None:
         while not self._stop.is_set():

@@ -113,7 +113,7 @@ class WaitingFacts:
 class PrinterFacts:
     """A printer as the database knows it, and as it reports itself (`state`, None where no process hears it).
 
-    `control_problem`: why it takes no start from us however well it is heard. `model`: a name of bambu.models.
+    `rest`: how long it must have been at rest. `control_problem`: why it takes no start from us however well it is heard. `model`: a name of bambu.models.
     """
 
     control_problem: str | None
@@ -126,6 +126,7 @@ class PrinterFacts:
     model: str | None = None
     nozzle_diameter_mm: Decimal | None = None
     in_state_since: datetime | None = None
+    rest: timedelta = SETTLED_FOR
     spools: Sequence[LoadedSpool] = ()
 
 
@@ -228,7 +229,7 @@ def printer_reasons(printer: PrinterFacts, *, now: datetime) -> dict[Interlock, 
     if severe:
         note(Interlock.fault, f"the printer reports {severe[0].code}: {severe[0].message}")
     since = printer.in_state_since
-    if state.state in READY_STATES and (since is None or now - since < SETTLED_FOR):
+    if state.state in READY_STATES and (since is None or now - since < printer.rest):
         note(Interlock.settled, "the printer has only just come to rest")
     return found.reasons
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import encodings.cp437
+import gc
 import importlib.util
 import json
 import re
@@ -102,6 +103,8 @@ def _settings(archive: SlicedArchive, name: str) -> dict[str, object]:
 def main(words: list[str]) -> int:
     """`plates` or `picture N`. The exit status is 0 for an answer, whatever it says."""
     limit()
+    # It ends before there is anything to collect; looking for it would take most of its time in a file full of lists.
+    gc.disable()
     answer = b""
     try:
         archive = SlicedArchive(sys.stdin.buffer)

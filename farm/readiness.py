@@ -61,6 +61,7 @@ def printer_facts(
     now: datetime,
     limits: StageLimits,
     own_print_id: int | None = None,
+    rest: timedelta = SETTLED_FOR,
 ) -> PrinterFacts:
     """`own_print_id`: a print whose own start is under way neither stands in its own way nor takes its own filament."""
     connection = printer.connection
@@ -82,6 +83,7 @@ def printer_facts(
         model=model_of(connection.serial_number if connection else None, state, printer.model),
         nozzle_diameter_mm=printer.nozzle_diameter_mm,
         in_state_since=in_state_since,
+        rest=rest,
         spools=spools_of([printer.id], limits=limits, except_print_id=own_print_id)[printer.id],
     )
 
@@ -154,11 +156,12 @@ def look_over(
     missed_window: timedelta,
     limits: StageLimits,
     deferred: Mapping[int, str] = MappingProxyType({}),
+    rest: timedelta = SETTLED_FOR,
 ) -> Outlook:
     """The first print that is released, due and ready; each other one learns why it waits. One that cannot be started
     holds up none behind it, nor does one that is `deferred` (its id, and why). An auto-start printer releases what is
     due by itself."""
-    facts = printer_facts(printer, state, in_state_since=in_state_since, now=now, limits=limits)
+    facts = printer_facts(printer, state, in_state_since=in_state_since, now=now, limits=limits, rest=rest)
     statuses = [PrintStatus.scheduled, PrintStatus.queued]
     chosen, chosen_verdict = None, None
     for waiting in waiting_prints(printer, statuses):
@@ -212,8 +215,8 @@ def _look_again_at(
         .all()
     )
     moments = [moment for start in starts if start for moment in (start, start + missed_window) if moment > now]
-    if facts.is_live and in_state_since is not None and now < in_state_since + SETTLED_FOR:
-        moments.append(in_state_since + SETTLED_FOR)
+    if facts.is_live and in_state_since is not None and now < in_state_since + facts.rest:
+        moments.append(in_state_since + facts.rest)
     return min(moments, default=None)
 
 

@@ -89,6 +89,7 @@ class StartRules:
     """What an operator may set about starting."""
 
     missed_window: timedelta
+    rest: timedelta
     limits: StageLimits
     files_dir: Path
 
@@ -96,6 +97,7 @@ class StartRules:
     def from_settings(cls, settings: Settings) -> StartRules:
         return cls(
             missed_window=timedelta(minutes=settings.missed_window_minutes),
+            rest=timedelta(seconds=settings.printer_rest_seconds),
             limits=StageLimits.from_settings(settings),
             files_dir=settings.files_dir,
         )
@@ -178,6 +180,7 @@ class Start:
             missed_window=self.rules.missed_window,
             limits=self.rules.limits,
             deferred=self.deferred,
+            rest=self.rules.rest,
         )
         intent = self._claim(printer, outlook, now)
         if intent is not None:
@@ -281,6 +284,7 @@ class Start:
             now=now,
             limits=self.rules.limits,
             own_print_id=waiting.id,
+            rest=self.rules.rest,
         )
         verdict = verdict_on(waiting, facts, now=now, missed_window=self.rules.missed_window)
         if kept.state is not IntentState.armed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 import structlog
@@ -46,6 +47,8 @@ ASK_AFTER = timedelta(seconds=30)
 UNCONFIRMED_AFTER = timedelta(seconds=150)
 STOPPED_BY_PERSON = "stopped by a person"
 AWAITING = (IntentState.published, IntentState.unknown)
+# Written out in the statement: a partial index serves only a condition that names its values.
+AWAITED: sa.BindParameter[Any] = sa.bindparam("awaited", list(AWAITING), expanding=True, literal_execute=True)
 
 
 def apply(
@@ -78,9 +81,10 @@ def apply(
     return ours.id if is_current and ours is not None else None
 
 
-def is_settling(state: PrinterState, in_state_since: datetime, now: datetime) -> bool:
-    """Whether time alone may still change what this state means: no report announces that."""
-    return state.known and state.state not in ACTIVE and now - in_state_since < 3 * FAILURE_SETTLES_IN
+def settling_moments(state: PrinterState, in_state_since: datetime) -> list[datetime]:
+    """When time alone may change what a state means: no report announces that."""
+    waits = (FAILURE_SETTLES_IN,) if state.state in ACTIVE else (FINISH_SETTLES_IN, FAILURE_SETTLES_IN)
+    return [in_state_since + wait for wait in waits]
 
 
 def _intent_of(printer: Printer, state: PrinterState) -> StartIntent | None:
@@ -317,34 +321,32 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
         )
 
 
-def silent_starts(printer_ids: Sequence[int], *, now: datetime) -> list[int]:
-    """The printers to be asked once for a full report, since they do not say whether they began. The caller commits."""
-    silent = db.session.execute(
-        sa.select(StartIntent).where(
-            StartIntent.state == IntentState.published,
-            StartIntent.published_at < now - ASK_AFTER,
-            StartIntent.report_asked_at.is_(None),
-            StartIntent.printer_id.in_(printer_ids),
-        )
-    ).scalars()
-    asked = []
-    for intent in silent:
-        intent.report_asked_at = now
-        asked.append(intent.printer_id)
-    return asked
+class Awaited(NamedTuple):
+    """Printers that have not confirmed a start: to be asked for a report, and to be judged by what they last said."""
+
+    ask: list[int]
+    judge: list[int]
 
 
-def mark_unconfirmed(printer_ids: Sequence[int], *, now: datetime) -> None:
-    """A start that its printer does not confirm is shown as such and never repeated without a person."""
+def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
+    """Starts that wait for their printers' word. One that is not confirmed in time is shown as such, and never repeated
+    without a person. The caller commits."""
+    awaited = Awaited([], [])
     intents = db.session.execute(
-        sa.select(StartIntent).where(
-            StartIntent.state == IntentState.published,
-            StartIntent.published_at < now - UNCONFIRMED_AFTER,
-            StartIntent.printer_id.in_(printer_ids),
-        )
+        sa.select(StartIntent).where(StartIntent.state.in_(AWAITED), StartIntent.published_at < now - ASK_AFTER)
     ).scalars()
     for intent in intents:
-        _mark_unconfirmed(intent)
+        published_at = intent.published_at
+        if intent.printer_id not in printer_ids or published_at is None:
+            continue
+        if intent.report_asked_at is None:
+            intent.report_asked_at = now
+            awaited.ask.append(intent.printer_id)
+        if intent.state is IntentState.published and now - published_at > UNCONFIRMED_AFTER:
+            _mark_unconfirmed(intent)
+        if now - published_at > START_SETTLES_IN:
+            awaited.judge.append(intent.printer_id)
+    return awaited
 
 
 def _mark_unconfirmed(intent: StartIntent) -> None:

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from farm.bell import ALL, SWEEP, NotifyListener, Rung
+from bell import ALL, SWEEP, NotifyListener, Rung
 from farm.gates import locked_gate
 from models import MAX_ID, BambuMaterial, Order, OrderStatus, PlateState, Printer, ScheduledPrint, StartIntent, db
 from tests.farm_builder import Farm

@@ -15,6 +15,7 @@ from flask import Flask
 
 from app import create_app
 from bambu_client import LinkTimings
+from farm.gates import gate_of
 from farm.leases import keep_leases, release_leases
 from models import CloudAccount as Row
 from models import IntentState, Printer, PrinterGate, StartIntent, db
@@ -399,7 +400,7 @@ def test_a_foreign_print_is_shown_and_moves_none_of_ours(
         row = session.get_one(StartIntent, intent)
         row.published_at = row.ended_at = row.claimed_at
         submission = str(row.submission_id)
-        session.get_one(Printer, printer).plate_state = "clear"
+        gate_of(session.get_one(Printer, printer)).plate_state = "clear"
         session.commit()
     machine.press_start("lamp.gcode.3mf")
     machine.ids["subtask_id"] = submission

@@ -28,7 +28,7 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 ENTRIES = {"app", "worker", "tasks", "demo", "gunicorn.conf"}
 # What the worker is made of, and nobody else knows: it may know what the worker may.
-WORKER_PARTS = {"links", "cloud_links", "recorder", "errands", "lookout"}
+WORKER_PARTS = {"links", "cloud_links", "recorder", "errands", "lookout", "starts"}
 
 
 @cache
@@ -194,7 +194,7 @@ COMMITTING = {
     "api.once",
     "api.printer_commands",
 }
-COMMITTING |= {"worker", "tasks", "links", "cloud_links", "recorder", "errands", "lookout"}
+COMMITTING |= {"worker", "tasks", "links", "cloud_links", "recorder", "errands", "lookout", "starts"}
 
 
 def test_commits_stand_in_views_and_in_what_works_between_network_calls() -> None:

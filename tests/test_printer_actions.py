@@ -295,7 +295,7 @@ def test_a_filament_change_takes_its_time_and_keeps_prints_from_starting(stand: 
         assert stand.tell("load-filament").status_code == 200
     for material in farm.get(f"/api/bambu/materials/{stand.printer_id}").json:
         farm.delete(f"/api/bambu/materials/{material['id']}")
-    farm.add_material(stand.printer_id, slot=0, color="#112233")
+    farm.add_material(stand.printer_id, slot=0, color="#FFFFFF")
     file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
     printer.speed = 0
     answer = stand.tell("unload-filament", impatient=True)

@@ -125,6 +125,10 @@ class Bench:
             file.plates = [{**file.plates[0], **facts}]
             db.session.commit()
 
+    def bed_of(self, temp: int) -> None:
+        self.plate_says(bed_temp=temp)
+        self.change(ScheduledPrint, bed_temp=temp)
+
     def sliced_for(self, model: str | None) -> None:
         self.plate_says(printer_model=model)
 
@@ -215,7 +219,7 @@ HELD_BACK: dict[str, tuple[Callable[[Bench], None], str]] = {
     "other model": (lambda b: b.sliced_for("X1 Carbon"), "sliced for a X1 Carbon, this printer is a P1S"),
     "model unknown": (lambda b: b.sliced_for(None), "does not say for which printer"),
     "too hot": (
-        lambda b: (b.plate_says(bed_temp=110), b.change(ScheduledPrint, bed_temp=110)) and None,
+        lambda b: b.bed_of(110),
         "heats the bed to 110 °C, a P1S reaches 100 °C",
     ),
     "other temperature": (lambda b: b.change(ScheduledPrint, nozzle_temp=199), "199 °C was expected"),
@@ -374,7 +378,7 @@ def test_a_start_that_is_never_confirmed_waits_for_a_person_s_word(bench: Bench)
     bench.clock.forward(seconds=151)
     with bench.farm.database():
         bench.hear()
-        tracker.mark_unconfirmed([bench.printer_id], now=bench.clock())
+        tracker.watch_starts([bench.printer_id], now=bench.clock())
         db.session.commit()
     assert bench.intents() == [IntentState.unknown]
     assert "look at the printer" in (bench.reason or "")

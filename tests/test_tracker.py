@@ -380,14 +380,16 @@ def test_what_needs_a_look_is_settled_by_a_person(track: Track) -> None:
     assert (moved["status"], moved["needs_look"]) == ("failed", None)
 
 
-def test_a_silent_printer_is_asked_once_for_a_full_report(track: Track) -> None:
+def test_a_silent_printer_is_asked_once_for_a_full_report_and_judged_in_the_end(track: Track) -> None:
     ids = [track.bench.printer_id]
     with track.farm.database():
-        assert tracker.silent_starts(ids, now=track.clock()) == []
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], [])
         track.clock.forward(seconds=31)
-        assert tracker.silent_starts(ids, now=track.clock()) == ids
-        assert tracker.silent_starts(ids, now=track.clock()) == []
-        assert tracker.silent_starts([ids[0] + 1], now=track.clock()) == []
+        assert tracker.watch_starts([ids[0] + 1], now=track.clock()) == ([], [])
+        assert tracker.watch_starts(ids, now=track.clock()) == (ids, [])
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], [])
+        track.clock.forward(seconds=270)
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], ids)
 
 
 def test_the_grams_of_a_plate_of_several_filaments_go_to_the_spools_that_fed_it(farm: Farm, clock: Clock) -> None:

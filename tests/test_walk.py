@@ -64,6 +64,7 @@ def live_app(database_url: str, tmp_path: Path, mail: MailSink, printer: Simulat
         SMTP_TLS="none",
         STATUS_INTERVAL_SECONDS="0.05",
         COMMAND_TIMEOUT_SECONDS="20",
+        PRINTER_REST_SECONDS="0.2",
     )
     app = create_app(settings, clock=lambda: datetime.now(UTC))
     app.test_client_class = OutsideClient
@@ -108,7 +109,7 @@ def test_an_order_becomes_a_finished_print(
     added = connect(farm, printer)
     preferences = farm.put(f"/api/bambu/notifications/{added['id']}", {"webhook_url": receiver.url}).json
     receiver.trust(preferences["webhook_secret"])
-    material = farm.add_material(added["id"], slot=0, color="#112233")
+    material = farm.add_material(added["id"], slot=0, color="#FFFFFF")
     file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
     farm.add_profile("Vase", print_file_id=file["id"], print_time_minutes=30, filament_grams=12.5)
     order = farm.add_order({"title": "Vase", "quantity": 1})
@@ -149,7 +150,7 @@ def test_an_order_becomes_a_finished_print(
 def start_a_long_print(farm: Farm, printer: SimulatedPrinter) -> tuple[int, int]:
     """(printer's id, print's id), with the print running at a speed at which it does not end by itself."""
     added = connect(farm, printer)
-    farm.add_material(added["id"], slot=0, color="#112233")
+    farm.add_material(added["id"], slot=0, color="#FFFFFF")
     file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
     clear_plate(farm, added["id"])
     made = farm.add_print(added["id"], print_file_id=file["id"], material_type="PLA", status="scheduled")
@@ -206,8 +207,9 @@ def test_a_print_that_breaks_at_the_printer_fails_with_its_reason(live_farm: Far
 
 def test_a_refused_start_fails_and_says_what_to_do(live_farm: Farm, printer: SimulatedPrinter) -> None:
     added = connect(live_farm, printer)
-    live_farm.add_material(added["id"], slot=0)
-    file = live_farm.add_file(make_sliced_file(None, [Plate(minutes=30)], model_id="N2S"))
+    live_farm.add_material(added["id"], slot=0, color="#FFFFFF")
+    file = live_farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
+    printer.faults.refuse_start = 0x05004003
     clear_plate(live_farm, added["id"])
     made = live_farm.add_print(added["id"], print_file_id=file["id"], material_type="PLA", status="scheduled")
     failed = eventually(lambda: (found := live_farm.get_print(made["id"])) and found["status"] == "failed" and found)
