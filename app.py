@@ -46,7 +46,7 @@ from api import (
 from api.context import Parts
 from api.reading import Room
 from bambu_cloud import CallBudget
-from farm.bell import hang_bell
+from bell import hang_bell
 from farm.materials import StageLimits
 from models import MAX_ID
 from settings import Settings, SettingsError

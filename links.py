@@ -20,13 +20,14 @@ from bambu_files import PrinterStorage
 from bambu_report import PrinterState
 from cloud_links import CloudLinks, CloudRow
 from farm import tracker
-from farm.leases import Lease, keep_leases, release_leases
+from farm.leases import LEASE, Lease, keep_leases, release_leases
 from farm.live import CLOUD_INCOMPLETE, INCOMPLETE
 from models import CloudAccount, CloudLoginState, ConnectionStatus, ConnectionType, Printer, PrinterConnection, db
 from recorder import Recorder, Watched
 from vault import SealBroken
 
-RENEW_LEASES = timedelta(seconds=10)
+# So many times in its life a lease is renewed.
+RENEWALS = 6
 UNREADABLE = "the stored access code cannot be read: enter it again"
 
 Complaint = tuple[ConnectionStatus, str]
@@ -73,6 +74,7 @@ class Links:
         on_news: Callable[[], None],
         pool: Executor,
         timings: LinkTimings | None = None,
+        lease_life: timedelta = LEASE,
     ) -> None:
         parts: Parts = app.extensions["parts"]
         self._app, self._owner, self._settings, self._vault = app, owner, parts.settings, parts.vault
@@ -83,6 +85,7 @@ class Links:
         self._by_connection: dict[int, Held] = {}
         self._leases: dict[str, Lease] = {}
         self._renewed_at: datetime | None = None
+        self._lease_life = lease_life
 
     def all(self) -> list[Held]:
         """The printers that can be told something; those heard through the cloud are not among them."""
@@ -130,11 +133,11 @@ class Links:
     def _keep_leases(self, serials: set[str]) -> set[str]:
         """Returns the serials that became ours just now."""
         now = self._clock()
-        if self._renewed_at is not None and now - self._renewed_at < RENEW_LEASES and serials == self._leases.keys():
+        if self._renewed_at is not None and now - self._renewed_at < self._lease_life / RENEWALS and serials == self._leases.keys():
             return set()
         busy = [held.lease.serial_number for held in self.all() if held.is_busy]
         before = self._leases
-        self._leases = keep_leases(self._owner, serials, now=now, busy=busy)
+        self._leases = keep_leases(self._owner, serials, now=now, busy=busy, life=self._lease_life)
         self._renewed_at = now
         return {serial for serial, lease in self._leases.items() if before.get(serial) != lease}
 

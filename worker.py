@@ -32,6 +32,7 @@ from bambu_client import LinkTimings
 from channels import MailSender, WebhookSender
 from errands import Errands
 from bell import Bell, NotifyListener, Rung
+from farm.leases import LEASE
 from links import Links
 from lookout import Lookout
 from notifications import Sender
@@ -60,6 +61,7 @@ class Worker:
         app: Flask,
         *,
         timings: LinkTimings | None = None,
+        lease_life: timedelta = LEASE,
         at_step: Callable[[str], None] = lambda step: None,
     ) -> None:
         parts: Parts = app.extensions["parts"]
@@ -78,6 +80,7 @@ class Worker:
             on_news=self._send_now.set,
             pool=self._pool,
             timings=timings,
+            lease_life=lease_life,
         )
         self._lookout = Lookout(app)
         self._bell: Bell = app.extensions["bell"]

@@ -15,7 +15,7 @@ from api.lists import json_response
 from api.reading import Room
 from auth import accounts, current_user
 from errors import Conflict, Unauthorized
-from farm.staffed import MAX_INTERVALS, BadHours, read_hours, zone_names
+from farm.staffed import MAX_INTERVALS, WEEKDAYS, BadHours, read_hours, zone_names
 from models import Shop, User, db
 
 blueprint = Room("accounts", __name__, url_prefix="/api/auth", description="Accounts and tokens")
@@ -32,21 +32,22 @@ class ShopSchema(Body):
     currency = fields.String(required=True)
 
 
-WALL_TIME = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"
+WALL_TIME = r"^[0-2][0-9]:[0-5][0-9]$"
 
 
-def Day() -> fields.List:
+def Day(**kwargs: Any) -> fields.List[Any]:
     """The intervals of a weekday, `["08:00", "17:30"]` each; one that ends at or before its begin ends the next day."""
-    interval = fields.List(
-        Text(5, 5, pattern=WALL_TIME, fault="Not a time like 08:00."), validate=validate.Length(equal=2)
-    )
-    return fields.List(interval, validate=validate.Length(max=MAX_INTERVALS))
+    time = Text(5, 5, pattern=WALL_TIME, fault="Not a time like 08:00.")
+    interval = fields.List(time, validate=validate.Length(2, 2))
+    return fields.List(interval, validate=validate.Length(0, MAX_INTERVALS), **kwargs)
 
 
-class StaffedHoursSchema(Body):
-    """When somebody is there to clear plates, by weekday in the account's time zone. A day left out has no hours."""
+# When somebody is there to clear plates, by weekday in the account's time zone.
+StaffedHoursSchema = Body.from_dict({day: Day(required=True) for day in WEEKDAYS}, name="StaffedHoursSchema")
 
-    mon, tue, wed, thu, fri, sat, sun = Day(), Day(), Day(), Day(), Day(), Day(), Day()
+
+class StaffedHoursChange(Body.from_dict({day: Day() for day in WEEKDAYS}, name="StaffedDays")):  # type: ignore[misc]
+    """The same as it is sent: a day left out has no hours."""
 
     @validates_schema(skip_on_field_errors=False)
     def check_hours(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -56,6 +57,11 @@ class StaffedHoursSchema(Body):
             read_hours(whole)
         except BadHours as error:
             raise ValidationError(error.faults) from None
+
+
+def represent_hours(user: User) -> dict[str, Any] | None:
+    """An account's staffed hours, every day of the week in its place."""
+    return None if user.staffed_hours is None else {day: user.staffed_hours.get(day, []) for day in WEEKDAYS}
 
 
 class UserSchema(Body):
@@ -119,7 +125,7 @@ class UserChange(Body):
     username = Text()
     currency = Text(3, 3, pattern=r"^[A-Z]{3}$", fault="Not an ISO 4217 code.")
     timezone = Text(1, 64, validate=[_check_zone], metadata={"description": "A name of the tz database"})
-    staffed_hours = fields.Nested(StaffedHoursSchema, allow_none=True, metadata={"description": "None: always"})
+    staffed_hours = fields.Nested(StaffedHoursChange, allow_none=True, metadata={"description": "None: always"})
 
 
 class Message(Body):
@@ -138,7 +144,7 @@ def represent_user(user: User) -> dict[str, Any]:
         ],
         "currency": user.currency,
         "timezone": user.timezone,
-        "staffed_hours": user.staffed_hours,
+        "staffed_hours": represent_hours(user),
         "created_at": user.created_at,
     }
 

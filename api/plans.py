@@ -11,7 +11,7 @@ from marshmallow import ValidationError, fields
 
 import etsy_api
 from api import context
-from api.fields import Body, Int, Moment, Num, Ranged, Text
+from api.fields import Body, Id, Moment, Num, Ranged, Text
 from api.lists import json_response
 from api.reading import Room
 from auth import current_user_id
@@ -22,22 +22,20 @@ from models import MAX_ID, slot_of
 blueprint = Room("plans", __name__, url_prefix="/api/orders", description="Orders and the prints that fulfil them")
 
 
-class PrinterChoice(Int):
+class PrinterChoice(fields.Field[Any]):
     """The id of a printer, or "auto" for whichever have the order done first."""
 
     def __init__(self, **kwargs: Any) -> None:
-        one_of = [{"type": "integer", "minimum": 1, "maximum": MAX_ID}, {"type": "string", "enum": [AUTO]}]
-        super().__init__(metadata={"oneOf": one_of}, **kwargs)
+        any_of = [{"type": "integer", "minimum": 1, "maximum": MAX_ID}, {"type": "string", "enum": [AUTO]}]
+        super().__init__(metadata={"anyOf": any_of}, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
         if value == AUTO:
             return AUTO
-        if isinstance(value, str):
-            raise ValidationError(f'Not a printer\'s id, nor "{AUTO}".')
-        number = super()._deserialize(value, attr, data, **kwargs)
-        if number is None or not 1 <= number <= MAX_ID:
-            raise ValidationError(f"Must be greater than or equal to 1 and less than or equal to {MAX_ID}.")
-        return number
+        try:
+            return Id().deserialize(value)
+        except ValidationError:
+            raise ValidationError(f'Not the id of a printer, nor "{AUTO}".') from None
 
 
 class ScheduleRequest(Body):
@@ -61,9 +59,7 @@ class PlannedPrintSchema(Body):
     material_slot = fields.Integer(required=True, allow_none=True)
     places = fields.List(fields.Nested(PlaceSchema), required=True)
     scheduled_start = Moment(required=True, allow_none=True, metadata={"description": "What it would be given"})
-    starts_at = Moment(
-        required=True, allow_none=True, metadata={"description": "Expected; None: blocked"}
-    )
+    starts_at = Moment(required=True, allow_none=True, metadata={"description": "Expected; None: blocked"})
     ends_at = Moment(required=True, allow_none=True)
     priority = fields.Integer(required=True)
     print_file_id = fields.Integer(required=True, allow_none=True)

@@ -10,7 +10,7 @@ from flask import Response
 from marshmallow import fields
 
 from api import context
-from api.accounts import StaffedHoursSchema
+from api.accounts import StaffedHoursSchema, represent_hours
 from api.fields import Body, Moment
 from api.lists import Query, json_response
 from api.plans import plan_rules, slack_minutes
@@ -181,7 +181,7 @@ def get_schedule(args: dict[str, Any]) -> Response:
     answer = {
         "now": now,
         "timezone": user.timezone,
-        "staffed_hours": user.staffed_hours,
+        "staffed_hours": represent_hours(user),
         "clearing_minutes": context.settings().chain_buffer_minutes,
         "printers": [_timeline(each, prints, now) for each, prints in found],
         "would_miss": _would_miss(found, overdue_orders(user.id, now=now), now),

@@ -46,7 +46,9 @@ def deflated(content: bytes) -> bytes:
     return packer.compress(content) + packer.flush()
 
 
-def raw_zip(parts: list[Part], *, count: int | None = None, comment: bytes = b"") -> bytes:
+def raw_zip(
+    parts: list[Part], *, count: int | None = None, comment: bytes = b"", before_directory: bytes = b""
+) -> bytes:
     """A zip written by hand, so that it can be as crooked as its parts."""
     body, directory, places = bytearray(), bytearray(), []
     for part in parts:
@@ -68,6 +70,7 @@ def raw_zip(parts: list[Part], *, count: int | None = None, comment: bytes = b""
             *(min(size, 0xFFFFFFFF), len(part.name), len(part.extra), 0, 0, 0, part.attributes, places[-1]),
         )
         directory += part.name + part.extra
+    body += before_directory
     stated = len(parts) if count is None else count
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, stated, stated, len(directory), len(body), len(comment))
     return bytes(body + directory + end + comment)
@@ -192,6 +195,11 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None, Mapping[str, Any]]] = {
     "a page before it": (lambda: SCRIPT + _good(), NOT_A_ZIP, {}),
     "a script after it": (lambda: _good() + b"\n#!/bin/sh\nrm -rf /\n", "after the end", {}),
     "a page between its parts": (lambda: with_extra(Part(b"x", b"x", gap=SCRIPT)), "between its parts", {}),
+    "a page before its directory": (
+        lambda: raw_zip([Part(GCODE.encode(), b"G28\n")], before_directory=SCRIPT),
+        "between its parts",
+        {},
+    ),
     "a second zip in its comment": (
         lambda: raw_zip([Part(GCODE.encode(), b"G28\n")], comment=_good()),
         "between its parts",
@@ -363,6 +371,16 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None, Mapping[str, Any]]] = {
     ),
     "a picture without end": (
         lambda: with_parts(picture=picture(30_000, 30_000, bytes(1000))),
+        None,
+        {"has_thumbnail": False},
+    ),
+    "a picture wider than any screen": (
+        lambda: with_parts(picture=picture(4096, 1, bytes(1 + 4 * 4096))),
+        None,
+        {"has_thumbnail": False},
+    ),
+    "a picture with a wrong checksum": (
+        lambda: with_parts(picture=make_png()[:-1] + b"x"),
         None,
         {"has_thumbnail": False},
     ),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
@@ -340,18 +340,34 @@ def test_a_top_up_with_the_same_key_is_one(farm: Farm, body: dict[str, Any]) -> 
     assert units(get(farm, made["id"])) == (0, 0, 1, 1)
 
 
-def test_many_that_top_up_at_once_queue_what_is_owed_once(app: Flask, farm: Farm, body: dict[str, Any]) -> None:
-    made = add(farm, body, quantity=4)
-    for each in prints_of(farm, made["id"]):
-        farm.delete(f"{PRINTS}/{each['id']}")
+def at_once(*calls: Callable[[], TestResponse]) -> set[int]:
     codes: list[int] = []
-    threads = [threading.Thread(target=lambda: codes.append(top_up(farm, made["id"]).status_code)) for _ in range(6)]
+    ready = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], TestResponse]) -> None:
+        ready.wait(20)
+        codes.append(call().status_code)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for each in threads:
         each.start()
     for each in threads:
         each.join(20)
-    assert codes == [200] * 6
+    assert len(codes) == len(calls)
+    return set(codes)
+
+
+def test_many_that_ask_for_more_at_once_queue_it_once(farm: Farm, body: dict[str, Any]) -> None:
+    made = add(farm, body, quantity=4)
+    for each in prints_of(farm, made["id"]):
+        farm.delete(f"{PRINTS}/{each['id']}")
+    assert at_once(*[lambda: top_up(farm, made["id"])] * 6) == {200}
     assert units(get(farm, made["id"])) == (0, 4, 0, 0)
+    for each in prints_of(farm, made["id"])[:2]:
+        farm.move(each["id"], "started", "failed")
+    for quantity in (9, 17, 30):
+        assert at_once(*[lambda: farm.put(f"{PATH}/{made['id']}", {"quantity": quantity})] * 6) == {200}  # noqa: B023
+        assert units(get(farm, made["id"])) == (0, quantity - 2, 2, 2)
 
 
 def test_at_most_500_are_queued_at_once(farm: Farm, body: dict[str, Any]) -> None:

@@ -198,9 +198,12 @@ def test_api_md_has_every_field_of_every_answer(
         assert f"Answers `{status}`" in routes[route].body, route
         answer = operation["responses"][status].get("content", {}).get("application/json", {}).get("schema", {})
         hold(answer, routes[route].body, route)
-    for name in list(reached):
-        for field in schema_of(openapi, name)["properties"].values():
-            reached.update(re.findall(r"\[(\w+)\]\(#\w+\)", in_words(field)))
+    following = list(reached)
+    while following:
+        for field in schema_of(openapi, following.pop())["properties"].values():
+            named = set(re.findall(r"\[(\w+)\]\(#\w+\)", in_words(field))) - reached
+            reached |= named
+            following += named
     answered = {name for name, each in shapes.items() if table(each.body, "answer")}
     assert reached == answered
 

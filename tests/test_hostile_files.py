@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
@@ -177,6 +178,15 @@ def test_a_reader_that_was_taken_over_can_open_nothing_and_take_no_memory(
     assert not (ROOT / "taken").exists()
 
 
+def test_a_reader_is_limited_before_it_reads(good_file: io.BufferedReader) -> None:
+    code = (
+        "import sys; sys.path += sys.argv[1:3]; from farm.plate_reader import main; main(['plates']); open('/dev/null')"
+    )
+    place = READER.index("-c") + 1
+    answer, status = run_bounded((*READER[:place], code, *READER[place + 1 :]), good_file, max_bytes=9999, seconds=20)
+    assert answer.startswith(b'{"plates"') and status == 1
+
+
 def test_a_reader_is_told_nothing_of_our_environment(
     good_file: io.BufferedReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,13 +201,16 @@ def test_a_reader_has_little_processor_time(good_file: io.BufferedReader) -> Non
     assert inside(code, good_file) == (b"(25, 25) (0, 0)\n", 0)
 
 
-def test_a_reader_that_does_not_end_is_ended(good_file: io.BufferedReader) -> None:
-    assert inside("while True: pass", good_file, seconds=0.7) == (b"", -9)
+@pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(60)"])
+def test_a_reader_that_does_not_end_is_ended(good_file: io.BufferedReader, code: str) -> None:
+    assert inside(code, good_file, seconds=0.7) == (b"", -9)
 
 
-def test_a_reader_that_does_not_stop_talking_is_ended(good_file: io.BufferedReader) -> None:
-    answer, status = inside("while True: print('x' * 1000)", good_file, max_bytes=5000)
+def test_a_reader_that_does_not_stop_talking_is_ended_at_once(good_file: io.BufferedReader) -> None:
+    began = time.monotonic()
+    answer, status = inside("while True: print('x' * 1000)", good_file, max_bytes=5000, seconds=20)
     assert (len(answer), status) == (5001, -9)
+    assert time.monotonic() - began < 15
 
 
 def test_a_reader_that_dies_is_a_refusal(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def reference_fields(document: ApiDocument, schema: dict[str, Any], depth: int =
         inner = document.follow(field.schema.get("items", field.schema))
         if inner.get("properties"):
             assert not reference_fields(document, inner, depth + 1), f"{field.name} holds references: teach the walk"
-        if field.name.endswith("_id") and "string" not in field.schema["type"] and field.name not in NO_REFERENCES:
+        if field.name.endswith("_id") and "string" not in field.schema.get("type", ()) and field.name not in NO_REFERENCES:
             found.append(field.name)
     return found
 
@@ -254,7 +254,7 @@ COMPOSITE_KEYS = [
 # Integers that end in _id and point to no row: places on a printer, our number on the printer's wire, and the print on
 # the plate, which is compared with an id of the caller's own and never followed (a key back would close a circle).
 NO_KEYS = {("bambu_materials", "ams_id"), ("bambu_materials", "tray_id"), ("start_intents", "submission_id")}
-NO_KEYS |= {("printer_gates", "plate_print_id")}
+NO_KEYS |= {("printer_gates", "plate_print_id"), ("printer_gates", "last_submission_id")}
 
 
 def value_for(column: sa.Column[Any]) -> Any:

@@ -227,5 +227,6 @@ BODIES: dict[str, Callable[[WholeFarm], dict[str, Any]]] = {
     },
     "orders.add_order": lambda whole: {"buyer_name": "New", "items": [{"title": "New", "quantity": 1}]},
     "orders.schedule_prints": lambda whole: {"printer_id": whole.printer_id},
+    "plans.plan_prints": lambda whole: {"printer_id": whole.printer_id},
     "product profiles.add_profile": lambda whole: {"product_name": "New"},
 }
