@@ -133,7 +133,8 @@ class Links:
     def _keep_leases(self, serials: set[str]) -> set[str]:
         """Returns the serials that became ours just now."""
         now = self._clock()
-        if self._renewed_at is not None and now - self._renewed_at < self._lease_life / RENEWALS and serials == self._leases.keys():
+        is_fresh = self._renewed_at is not None and now - self._renewed_at < self._lease_life / RENEWALS
+        if is_fresh and serials == self._leases.keys():
             return set()
         busy = [held.lease.serial_number for held in self.all() if held.is_busy]
         before = self._leases

@@ -29,9 +29,9 @@ from werkzeug.serving import make_server
 from api.context import Parts
 from app import configure_logging, create_app
 from bambu_client import LinkTimings
+from bell import Bell, NotifyListener, Rung
 from channels import MailSender, WebhookSender
 from errands import Errands
-from bell import Bell, NotifyListener, Rung
 from farm.leases import LEASE
 from links import Links
 from lookout import Lookout

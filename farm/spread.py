@@ -268,7 +268,6 @@ class _Attempt:
         state.gaps[gap : gap + 1] = rest
         state.placed.append(Placed(wanted.id, state.lane.printer_id, found.places, starts_at, ends_at))
         if found.grams:
-            state.facts = replace(state.facts, spools=take_grams(state.facts.spools, found.grams))
             # What did not fit before does not fit now; what did must be asked again.
             state.fits = {each: known for each, known in state.fits.items() if known.reasons}
         state.changes += state.last_kind is not None and state.last_kind != kind

@@ -158,6 +158,7 @@ DAMAGED = "is damaged"
 SWELLS = "swells absurdly"
 ABSURD = "absurdly large"
 UNDESCRIBED = "cannot be read"
+BEYOND = "too much time or memory"
 
 
 def _numbers(value: str) -> bytes:
@@ -361,6 +362,11 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None, Mapping[str, Any]]] = {
         lambda: with_parts(method=0, settings=b"[" + b"[]," * 1_390_000 + b"[]]", layout=b"{}"),
         None,
         KNOWN,
+    ),
+    "more lists than there is room for": (
+        lambda: with_parts(method=0, settings=b"[" + b"[]," * 1_390_000 + b"[]]", layout=b"[" * 9 + b"[]," * 1_390_000),
+        BEYOND,
+        {},
     ),
     # The picture.
     "a page in place of a picture": (lambda: with_parts(picture=SCRIPT), None, {"has_thumbnail": False}),
