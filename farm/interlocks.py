@@ -111,9 +111,10 @@ class WaitingFacts:
 
 @dataclass(frozen=True, slots=True)
 class PrinterFacts:
-    """A printer as the database knows it, and as it reports itself (`state`, None where no process hears it).
+    """A printer as the database knows it, and as it reports itself (`state`, unknown where no process hears it).
 
-    `rest`: how long it must have been at rest. `control_problem`: why it takes no start from us however well it is heard. `model`: a name of bambu.models.
+    `control_problem`: why it takes no start from us however well it is heard. `model`: a name of bambu.models.
+    `rest`: how long it must have been at rest.
     """
 
     control_problem: str | None
@@ -176,13 +177,13 @@ def judge(waiting: WaitingFacts, printer: PrinterFacts, *, now: datetime, missed
     note = found.note
     note(Interlock.order, waiting.order_problem)
     note(Interlock.held, HELD if waiting.is_held else None)
+    note(Interlock.missed, _missed(waiting, printer, now, missed_window))
+    note(Interlock.due, _not_due(waiting, now))
     if printer.control_problem is not None:
         # Nothing is started from here: what the print lacks for that matters to nobody.
         note(Interlock.control, printer.control_problem)
         return Verdict(found.reasons, NOTHING_MATCHED)
     note(Interlock.file, waiting.file_problem)
-    note(Interlock.missed, _missed(waiting, printer, now, missed_window))
-    note(Interlock.due, _not_due(waiting, now))
     for lock, reason in printer_reasons(printer, now=now).items():
         note(lock, reason)
     matching = NOTHING_MATCHED

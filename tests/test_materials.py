@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -13,8 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bambu_report import PrinterState
+from farm.interlocks import Interlock
 from farm.materials import Stage, StageLimits, stage_of, use_filament
-from farm.starter import StartRules, why_filament_does_not_fit
+from farm.readiness import printer_facts, verdict_on
+from farm.starter import StartRules
 from models import (
     BambuMaterial,
     Delivery,
@@ -637,24 +640,37 @@ def rules(app: Flask) -> StartRules:
 
 
 def why_not(farm: Farm, print_id: int, rules: StartRules) -> str | None:
+    """What stands against the filament of a print, were its printer there."""
     with farm.database() as session:
-        return why_filament_does_not_fit(session.get_one(ScheduledPrint, print_id), PrinterState(), rules)
+        waiting = session.get_one(ScheduledPrint, print_id)
+        facts = printer_facts(
+            waiting.printer, PrinterState(), in_state_since=BASE_TIME, now=BASE_TIME, limits=rules.limits
+        )
+        here = replace(facts, control_problem=None)
+        return verdict_on(waiting, here, now=BASE_TIME, missed_window=rules.missed_window).reasons.get(
+            Interlock.filament
+        )
+
+
+def add_sliced(farm: Farm, printer_id: int, **fields: Any) -> dict[str, Any]:
+    file_id = farm.add_file()["id"]
+    return farm.add_print(printer_id, print_file_id=file_id, material_slot=0, material_color="#112233", **fields)
 
 
 def test_a_print_is_not_started_on_a_spool_to_be_replaced(farm: Farm, printer_id: int, rules: StartRules) -> None:
     farm.add_material(printer_id, remaining_pct=2)
-    waiting = farm.add_print(printer_id, material_slot=0)
-    assert why_not(farm, waiting["id"], rules) == "slot 0 is nearly empty: replace the spool"
+    waiting = add_sliced(farm, printer_id)
+    assert why_not(farm, waiting["id"], rules) == "needs PLA #112233 20 g, slot 0 is nearly empty: replace the spool"
 
 
 def test_a_print_is_not_started_with_fewer_grams_left_than_it_needs(
     farm: Farm, printer_id: int, rules: StartRules
 ) -> None:
     farm.add_material(printer_id, weight_grams=100)
-    exact = farm.add_print(printer_id, material_slot=0, estimated_grams=100)
-    above = farm.add_print(printer_id, material_slot=0, estimated_grams=100.001)
+    exact = add_sliced(farm, printer_id, estimated_grams=100)
+    above = add_sliced(farm, printer_id, estimated_grams=100.001)
     assert why_not(farm, exact["id"], rules) is None
-    assert why_not(farm, above["id"], rules) == "needs PLA 100 g, slot 0 has 100 g"
+    assert why_not(farm, above["id"], rules) == "needs PLA #112233 100.1 g, slot 0 has 100 g"
 
 
 # The database itself

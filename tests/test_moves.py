@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -12,10 +12,12 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from bambu_report import PrinterState
+from bambu_report import UNKNOWN
+from farm.interlocks import SETTLED_FOR, Interlock
 from farm.materials import StageLimits
 from farm.moves import move_print
-from farm.starter import StartRules, choose_print, missed, release_due
+from farm.readiness import Outlook, look_over, printer_facts, verdict_on
+from farm.starter import StartRules
 from models import (
     LEGAL_MOVES,
     Delivery,
@@ -31,7 +33,7 @@ from models import (
 )
 from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
-from tests.rows import add_intent
+from tests.rows import LAN, add_intent
 
 PATH = "/api/bambu/scheduled-prints"
 # The contract's table, written out: the code's own is held against it.
@@ -416,10 +418,24 @@ def rules(app: Flask) -> StartRules:
     return StartRules.from_settings(app.extensions["parts"].settings)
 
 
-def release(farm: Farm, printer_id: int, clock: Clock, rules: StartRules) -> None:
+def release(farm: Farm, printer_id: int, clock: Clock, rules: StartRules) -> Outlook:
     with farm.database() as session:
-        release_due(session.get_one(Printer, printer_id), now=clock.now, rules=rules)
+        outlook = look_over(
+            session.get_one(Printer, printer_id),
+            UNKNOWN,
+            in_state_since=None,
+            now=clock.now,
+            missed_window=rules.missed_window,
+            limits=rules.limits,
+        )
         session.commit()
+    return outlook
+
+
+def is_missed(print_id: int, now: datetime, rules: StartRules) -> bool:
+    waiting = db.session.get_one(ScheduledPrint, print_id)
+    facts = printer_facts(waiting.printer, UNKNOWN, in_state_since=now - SETTLED_FOR, now=now, limits=rules.limits)
+    return Interlock.missed in verdict_on(waiting, facts, now=now, missed_window=rules.missed_window).reasons
 
 
 def test_an_auto_start_printer_releases_what_is_due_and_only_that(farm: Farm, clock: Clock, rules: StartRules) -> None:
@@ -464,14 +480,12 @@ def test_a_chained_start_means_not_before_and_cannot_be_missed(farm: Farm, clock
     printer_id = farm.add_printer(auto_start=True)["id"]
     order = farm.add_order({"title": "A", "quantity": 1}, {"title": "B", "quantity": 1})
     prints = farm.post(f"/api/orders/{order['id']}/schedule-prints", {"printer_id": printer_id}).json["prints"]
-    with farm.database() as session:
-        chained = session.get_one(ScheduledPrint, prints[1]["id"])
-        late = clock.now + timedelta(days=2)
-        assert missed(chained, session.get_one(Printer, printer_id), now=late, rules=rules) is None
+    late = clock.now + timedelta(days=2)
+    with farm.database():
+        assert not is_missed(prints[1]["id"], late, rules)
     put(farm, prints[1]["id"], scheduled_start="2026-11-21T10:00:00Z")
-    with farm.database() as session:
-        set_by_hand = session.get_one(ScheduledPrint, prints[1]["id"])
-        assert missed(set_by_hand, session.get_one(Printer, printer_id), now=late, rules=rules) is not None
+    with farm.database():
+        assert is_missed(prints[1]["id"], late, rules)
 
 
 def test_a_start_in_the_past_is_due_now_where_nothing_starts_by_itself(farm: Farm, rules: StartRules) -> None:
@@ -483,13 +497,11 @@ def test_a_start_in_the_past_is_due_now_where_nothing_starts_by_itself(farm: Far
 
 
 def test_without_a_file_a_print_never_reaches_a_machine(farm: Farm, clock: Clock, rules: StartRules) -> None:
-    printer_id = farm.add_printer()["id"]
+    printer_id = farm.add_printer(**LAN)["id"]
     order = farm.add_order()
     made = farm.post(f"/api/orders/{order['id']}/schedule-prints", {"printer_id": printer_id}).json["prints"][0]
     farm.post(f"{PATH}/{made['id']}/start")
-    with farm.database() as session:
-        chosen = choose_print(session.get_one(Printer, printer_id), PrinterState(), now=clock.now, rules=rules)
-        session.commit()
+    chosen = release(farm, printer_id, clock, rules).chosen
     assert (chosen, (farm.get_print(made["id"]) or {})["waiting_reason"]) == (None, "it has no sliced file")
 
 
