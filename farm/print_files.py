@@ -170,18 +170,6 @@ def read_plates(path: Path) -> tuple[PlateFacts, ...]:
     return tuple(PlateFacts.from_stranger(plate) for plate in answer["plates"])
 
 
-def read_plate(path: Path, plate: int) -> PlateFacts:
-    """As `read_plates`, one of them. It costs a process: `plate_of` has the same from the row.
-
-    Raises:
-        NotPrintable: see `read_plates`; or the file has no such plate.
-    """
-    found = next((facts for facts in read_plates(path) if facts.plate == plate), None)
-    if found is None:
-        raise NotPrintable(f"The file has no plate {plate}.")
-    return found
-
-
 def read_picture(path: Path, plate: int) -> bytes | None:
     """The slicer's picture of a plate: a sound PNG of at most 2 MB with nothing but the picture in it, or None."""
     try:

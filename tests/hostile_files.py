@@ -148,6 +148,8 @@ HOSTILE_TEXTS = (
     "&#x9b;31m\u2028\ufeffPLA",
     "=cmd|' /C calc'!A0",
 )
+OBJECTS = b'{"a": [' + b'{"":[]},' * 520_000 + b"[]]}"
+LISTS = b'{"a": [' + b"[]," * 1_390_000 + b"[]]}"
 KNOWN = {"print_minutes": 30, "grams": 20, "nozzle_temp": 220, "bed_temp": 65, "has_thumbnail": True}
 
 NOT_A_ZIP = "not a 3MF"
@@ -359,12 +361,12 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None, Mapping[str, Any]]] = {
     ),
     "endless settings": (lambda: with_parts(method=0, settings=b" " * 5_000_000), ABSURD, {}),
     "as many lists as there is room for": (
-        lambda: with_parts(method=0, settings=b"[" + b"[]," * 1_390_000 + b"[]]", layout=b"{}"),
+        lambda: with_parts(method=0, settings=LISTS),
         None,
         KNOWN,
     ),
-    "more lists than there is room for": (
-        lambda: with_parts(method=0, settings=b"[" + b"[]," * 1_390_000 + b"[]]", layout=b"[" * 9 + b"[]," * 1_390_000),
+    "more objects than there is room for": (
+        lambda: with_parts(method=0, settings=OBJECTS, layout=OBJECTS),
         BEYOND,
         {},
     ),

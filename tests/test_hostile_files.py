@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from farm.print_files import READER, NotPrintable, folder_of, read_plate, run_bounded
+from farm.print_files import READER, NotPrintable, folder_of, read_plates, run_bounded
 from simulator import make_sliced_file
 from tests.farm_builder import Farm
 from tests.hostile_files import BEYOND, CASES, ESCAPED, SCRIPT, with_parts
@@ -216,10 +216,10 @@ def test_a_reader_that_does_not_stop_talking_is_ended_at_once(good_file: io.Buff
 
 def test_a_reader_that_dies_is_a_refusal(tmp_path: Path) -> None:
     with pytest.raises(NotPrintable, match="gone from our storage"):
-        read_plate(tmp_path / "none", 1)
+        read_plates(tmp_path / "none")
     (tmp_path / "folder").mkdir()
     with pytest.raises(NotPrintable, match="gone from our storage"):
-        read_plate(tmp_path / "folder", 1)
+        read_plates(tmp_path / "folder")
 
 
 # The picture, as a browser gets it

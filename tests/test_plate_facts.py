@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from farm.plate_facts import PlateFacts, PlateFilament, known_plate
-from farm.print_files import NotPrintable, folder_of, plate_of, read_plate, read_plates
+from farm.print_files import NotPrintable, folder_of, plate_of, read_plates
 from models import PrintFile
 from simulator import Plate, make_sliced_file
 from tests.farm_builder import Farm
@@ -28,7 +28,7 @@ FILLED = ("estimated_duration_minutes", "estimated_grams", "material_type", "mat
 def read(tmp_path: Path, content: bytes, plate: int = 1) -> PlateFacts:
     path = tmp_path / "file"
     path.write_bytes(content)
-    return read_plate(path, plate)
+    return next(facts for facts in read_plates(path) if facts.plate == plate)
 
 
 def written(parts: dict[str, bytes], path: Path) -> bytes:
@@ -145,11 +145,6 @@ def test_the_beds_temperature_follows_the_slicers_own_rule(
         slice_info=slice_info('<filament id="1" used_g="9"/><filament id="2" used_g="1"/>'),
     )
     assert read(tmp_path, content).bed_temp == expected
-
-
-def test_a_plate_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(NotPrintable, match="has no plate 2"):
-        read(tmp_path, make_sliced_file(), 2)
 
 
 # A print takes it over
