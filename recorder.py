@@ -78,8 +78,8 @@ class Recorder:
         log.info("link", printer_id=watched.printer_id, status=status.value, reason=reason)
 
     def heard(self, watched: Watched, state: PrinterState, heard_at: datetime) -> None:
-        if watched.state.known and not state.known:
-            # The parts that a new connection begins with: what was known stands until it has told the whole.
+        if not state.known:
+            # The parts that a connection may begin with: what was written down stands until it has told the whole.
             return
         if watched.in_state_since is None or state.state is not watched.state.state:
             watched.in_state_since = heard_at

@@ -32,11 +32,15 @@ def objection(kind: CommandKind, arguments: Arguments, state: PrinterState) -> O
     """What the printer's state says against a command; None: nothing."""
     match kind:
         case CommandKind.speed if state.state not in ACTIVE:
-            return Objection("not_running", "The printer does not print: there is no speed to set.")
+            return Objection(code="not_running", sentence="The printer does not print: there is no speed to set.")
         case CommandKind.clear_error if state.print_error != arguments["code"]:
-            return Objection("another_error", "The printer does not show that error any more. Look again.")
+            return Objection(
+                code="another_error", sentence="The printer does not show that error any more. Look again."
+            )
         case CommandKind.change_filament if state.state not in AT_REST:
-            return Objection("printer_busy", f"The printer is {state.state}: its filament cannot be changed now.")
+            return Objection(
+                code="printer_busy", sentence=f"The printer is {state.state}: its filament cannot be changed now."
+            )
     return None
 
 

@@ -231,7 +231,9 @@ def codes_of_the_source() -> dict[str, set[int]]:
             found.setdefault(kind.code, set()).add(kind.status)
     for path in SHIPPED:
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
-            kind = getattr(errors, getattr(call.func, "id", ""), None)
+            name = getattr(call.func, "id", "")
+            # What a printer's state says against a command becomes a Conflict in the view.
+            kind = errors.Conflict if name == "Objection" else getattr(errors, name, None)
             if kind is errors.problem_response and all(isinstance(each, ast.Constant) for each in call.args[:2]):
                 status, code = (ast.literal_eval(each) for each in call.args[:2])
                 found.setdefault(code, set()).add(status)

@@ -22,6 +22,7 @@ from flask import Flask
 from app import create_app
 from bambu_client import LinkTimings
 from models import (
+    OPEN_INTENT_STATES,
     BambuMaterial,
     ConnectionStatus,
     IntentState,
@@ -206,11 +207,13 @@ class Stand:
         answer = self.farm.client.post("/api/auth/login", json={"email": "seller@example.com", "password": PASSWORD})
         self.farm.token = answer.json["token"]
 
-    def clear_plate(self) -> None:
-        last = next(reversed(self.prints), None)
+    def clears_plate(self) -> bool:
+        """A person takes off what lies on the plate: the newest of our prints that is said to lie there, or another."""
         path = f"/api/printers/{self.printer_id}"
-        eventually(lambda: self.farm.get(path).json["plate_state"] == "occupied")
-        eventually(lambda: self.farm.post(f"{path}/plate-cleared", {"print_id": last}).status_code == 200)
+        if self.farm.get(path).json["plate_state"] != "occupied":
+            return False
+        named = [*reversed(self.prints), None]
+        return any(self.farm.post(f"{path}/plate-cleared", {"print_id": it}).status_code == 200 for it in named)
 
     def shown(self, print_id: int) -> dict[str, Any]:
         found = self.farm.get_print(print_id)
@@ -220,7 +223,7 @@ class Stand:
     def begin_print(self, fault: Kind | None = None) -> int:
         """A print of ours, from the list to the printer's own word that it runs; released into a fault, if given."""
         self.log_in()
-        self.clear_plate()
+        eventually(self.clears_plate)
         there = set(self.printer.files.glob("farm-*"))
         made = self.farm.add_print(
             self.printer_id,
@@ -242,21 +245,27 @@ class Stand:
     def is_begun(self, print_id: int) -> bool:
         shown = self.shown(print_id)
         assert shown["status"] in ("scheduled", "started"), shown
-        if shown["waiting_reason"] == "plate not cleared":
+        intent = self.open_intent(print_id)
+        if intent is None and shown["waiting_reason"] == "plate not cleared":
             # A report that was overtaken by newer ones said that something lies there.
-            last = next((each for each in reversed(self.prints) if each != print_id), None)
-            self.farm.post(f"/api/printers/{self.printer_id}/plate-cleared", {"print_id": last})
-        if "does not confirm it" in (shown["waiting_reason"] or "") and not self.printer.machine.busy:
+            self.clears_plate()
+        if intent is IntentState.unknown and not self.printer.machine.busy:
             # The order was lost on the way. Only a person may say so: they look at the printer, and release it anew.
             for path, body in (("", {"status": "queued"}), ("/start", None)):
                 url = f"/api/bambu/scheduled-prints/{print_id}{path}"
                 answer = self.farm.put(url, body) if body else self.farm.post(url)
                 assert answer.status_code == 200, answer.text
             self.released_anew += 1
-            del self.prints[print_id]
-            self.clear_plate()
-            self.prints[print_id] = "started"
+            self.clears_plate()
         return bool(shown["status"] == "started")
+
+    def open_intent(self, print_id: int) -> IntentState | None:
+        with self.farm.app.app_context():
+            return db.session.execute(
+                sa.select(StartIntent.state).where(
+                    StartIntent.print_id == print_id, StartIntent.state.in_(OPEN_INTENT_STATES)
+                )
+            ).scalar_one_or_none()
 
     def end_print(self, print_id: int) -> None:
         """At the printer, where nobody may be listening just now."""
