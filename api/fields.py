@@ -147,6 +147,9 @@ def Color(**kwargs: Any) -> Text:
 class Body(Schema):
     """A JSON body. Unknown keys are refused, each by name."""
 
+    # A client that always names JSON as its type, and has nothing to say, is understood.
+    may_be_empty = False
+
     class Meta:
         ordered = True
 

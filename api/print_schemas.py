@@ -149,6 +149,7 @@ OVERRIDABLE_WORDS = tuple(lock for lock in Interlock if lock in OVERRIDABLE)
 
 
 class StartRequest(Body):
+    may_be_empty = True
     override = fields.List(
         Word(Interlock, only=OVERRIDABLE_WORDS),
         load_default=list,
@@ -158,6 +159,7 @@ class StartRequest(Body):
 
 
 class Retry(Body):
+    may_be_empty = True
     scheduled_start = Moment(allow_none=True)
     printer_id = Id()
 

@@ -125,6 +125,8 @@ class StrictParser(FlaskParser):
     """webargs' parser with our JSON reader in it."""
 
     def load_json(self, req: Request, schema: Any) -> Any:
+        if getattr(schema, "may_be_empty", False) and not req.get_data():
+            return missing
         return read_body(req)
 
 

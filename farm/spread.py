@@ -268,6 +268,7 @@ class _Attempt:
         state.gaps[gap : gap + 1] = rest
         state.placed.append(Placed(wanted.id, state.lane.printer_id, found.places, starts_at, ends_at))
         if found.grams:
+            state.facts = replace(state.facts, spools=take_grams(state.facts.spools, found.grams))
             # What did not fit before does not fit now; what did must be asked again.
             state.fits = {each: known for each, known in state.fits.items() if known.reasons}
         state.changes += state.last_kind is not None and state.last_kind != kind
@@ -290,7 +291,11 @@ def _orders(prints: Sequence[WantedPrint]) -> list[list[WantedPrint]]:
 
 
 def _could_beat(lane: Lane, prints: Sequence[WantedPrint], best: _Found, terms: Terms) -> bool:
-    """Whether one printer alone might be done before the best that was found: by no more than its printing time."""
+    """Whether one printer alone might be done before the best that was found: by no more than its printing time.
+
+    Hardly ever: a print goes elsewhere only to end earlier. But filling gaps and spools is packing, where with less to
+    pack the rest may come to lie worse.
+    """
     unplaced, done_at = best.value[:2]
     minutes = sum(each.minutes for each in prints)
     if unplaced:

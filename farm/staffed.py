@@ -183,9 +183,8 @@ class StaffedHours:
         for begins, ends in self._days[day.weekday()]:
             first = _moment(day, begins, self._zone, is_end=False)
             last = _moment(following if ends == DAY_MINUTES else day, ends % DAY_MINUTES, self._zone, is_end=True)
-            if self._ends and first <= self._ends[-1]:
-                self._ends[-1] = max(self._ends[-1], last)
-            elif first < last:
+            # Windows may overlap in an hour that comes twice; their begins and their ends are in order all the same.
+            if first < last:
                 self._begins.append(first)
                 self._ends.append(last)
         self._next_day = following

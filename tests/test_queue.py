@@ -585,3 +585,12 @@ def test_events_of_a_queue_tell_nobody_anything(farm: Farm, printer_id: int) -> 
     with farm.database() as session:
         assert session.execute(sa.select(sa.func.count()).select_from(PrintEvent)).scalar_one() == 4
         assert session.execute(sa.text("SELECT count(*) FROM deliveries")).scalar_one() == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"])
+@pytest.mark.parametrize("content_type", ["application/json", None])
+def test_a_start_needs_no_body_whatever_type_is_named(farm: Farm, body: bytes, content_type: str | None) -> None:
+    print_id = farm.add_print(farm.add_printer()["id"])["id"]
+    path = f"/api/bambu/scheduled-prints/{print_id}/start"
+    answer = farm.post(path, data=body, content_type=content_type)
+    assert answer.status_code == (415 if body and content_type is None else 200), answer.text

@@ -91,6 +91,13 @@ def test_an_hour_that_comes_twice_is_staffed_twice() -> None:
     assert hours.next_staffed(at(2026, 10, 25, 1, 45)) == at(2026, 11, 1, 1, 15)
 
 
+def test_intervals_that_touch_within_such_an_hour_count_once() -> None:
+    hours = StaffedHours({"sun": [["01:00", "02:30"], ["02:30", "04:00"]]}, "Europe/Berlin")
+    # 23:00 to 03:00 UTC: four hours, and not one minute more.
+    assert hours.after_work(at(2026, 10, 24), minutes(240)) == at(2026, 10, 25, 3)
+    assert hours.after_work(at(2026, 10, 24), minutes(241)) == at(2026, 11, 1, 0, 1)
+
+
 def test_a_midnight_that_is_skipped_is_the_moment_of_the_change() -> None:
     # In Beirut the clocks went from 00:00 to 01:00 on 30 March 2025, which was 29 March 22:00 UTC.
     hours = StaffedHours({"sat": [["20:00", "24:00"]], "sun": [["00:00", "02:00"]]}, "Asia/Beirut")
