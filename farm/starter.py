@@ -292,6 +292,8 @@ class Start:
             return None
         if waiting.status is not PrintStatus.scheduled or waiting.deleted_at is not None:
             reason: str | None = "it was taken back"
+        elif waiting.print_file is None or (waiting.print_file.sha256, waiting.plate) != (kept.sha256, kept.plate):
+            reason = "its file was changed while another one was on the way"
         elif heard_at is None or now - heard_at > FRESH_FOR:
             reason = "the printer did not answer in time"
         elif _mapping(verdict) != kept.mapping:

@@ -528,3 +528,20 @@ def test_ids_of_starts_are_never_shared_by_two_accounts_on_one_machine(bench: Be
         gate = locked_gate(SERIAL)
         assert next_submission_id(gate, bench.clock()) > first
         assert next_submission_id(gate, bench.clock() - timedelta(days=90)) > first + 1
+
+
+def test_a_file_that_was_changed_during_the_upload_is_not_started_by_the_old_name(bench: Bench) -> None:
+    """An edit that began before the claim may come in after it: what lies on the printer is not what is wanted now."""
+    other = bench.farm.add_file(make_sliced_file(None, [Plate(minutes=31)]))
+
+    def edit() -> None:
+        db.session.execute(sa.update(ScheduledPrint).values(print_file_id=other["id"]))
+        db.session.commit()
+
+    bench.link.on_fresh_report = edit
+    bench.start()
+    assert bench.link.published == []
+    assert bench.intents() == [IntentState.withdrawn]
+    assert "file was changed" in (bench.reason or "")
+    bench.link.on_fresh_report = lambda: None
+    assert bench.start() == bench.print_id
