@@ -171,6 +171,9 @@ class Stage:
             "DATA_DIR": str(self.scene.folder.absolute()),
             "PUBLIC_URL": self.base_url,
             "STATUS_INTERVAL_SECONDS": "0.1",
+            # The printers run at many times the speed of real ones, and rest as much less.
+            "PRINTER_REST_SECONDS": "1",
+            "DISCOVERY_PORT": "0",
             "BAMBU_CA_FILE": str(shared_authority().ca_file),
             "ETSY_CLIENT_ID": KEYSTRING,
             "ETSY_SHARED_SECRET": SHARED_SECRET,
