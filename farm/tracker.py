@@ -70,7 +70,7 @@ def apply(
             ours.needs_look = None
         elif state.state in (PrinterActivity.finished, PrinterActivity.failed):
             if _ended_while_away(intent, now):
-                _confirm(intent, ours, now=now, limits=limits)
+                _confirm(intent, ours, now=now, limits=limits, was_seen=False)
             _end(intent, ours, state, settled_for=settled_for, now=now, limits=limits)
         if ours.status is PrintStatus.started and state.progress_percent is not None:
             ours.progress_percent = max(0, min(100, state.progress_percent))
@@ -127,12 +127,16 @@ def _is_print_of_another_account(gate: PrinterGate, printer: Printer) -> bool:
     return owner is not None and owner != printer.id
 
 
-def _confirm(intent: StartIntent, ours: ScheduledPrint, *, now: datetime, limits: StageLimits) -> None:
+def _confirm(
+    intent: StartIntent, ours: ScheduledPrint, *, now: datetime, limits: StageLimits, was_seen: bool = True
+) -> None:
     if intent.state not in AWAITING:
         return
     intent.state, intent.confirmed_at = IntentState.confirmed, now
     if ours.status in (PrintStatus.queued, PrintStatus.scheduled):
-        move_print(ours, PrintStatus.started, at=now, limits=limits)
+        event = move_print(ours, PrintStatus.started, at=now, limits=limits)
+        if event is not None and not was_seen:
+            event.details = {**event.details, "duration": "not known: nobody listened while it was printed"}
 
 
 def _ended_while_away(intent: StartIntent, now: datetime) -> bool:

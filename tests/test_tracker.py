@@ -129,6 +129,8 @@ def test_a_print_that_ended_while_we_were_away_is_settled(track: Track) -> None:
     track.hear("finished")
     assert track.status == "completed"
     assert track.kinds()[-2:] == ["print.started", "print.completed"]
+    path = f"/api/bambu/scheduled-prints/{track.bench.print_id}/events"
+    assert "not known" in track.farm.get(path).json[-2]["details"]["duration"]
 
 
 def test_the_first_report_after_a_restart_announces_nothing_new(track: Track) -> None:
