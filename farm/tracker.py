@@ -348,6 +348,8 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
             awaited.ask.append(intent.printer_id)
         if intent.state is IntentState.published and now - published_at > UNCONFIRMED_AFTER:
             _mark_unconfirmed(intent)
+            # The report that said it had begun may have been lost.
+            awaited.ask.append(intent.printer_id)
         if now - published_at > START_SETTLES_IN:
             awaited.judge.append(intent.printer_id)
     return awaited

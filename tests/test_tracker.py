@@ -390,7 +390,10 @@ def test_a_silent_printer_is_asked_once_for_a_full_report_and_judged_in_the_end(
         assert tracker.watch_starts([ids[0] + 1], now=track.clock()) == ([], [])
         assert tracker.watch_starts(ids, now=track.clock()) == (ids, [])
         assert tracker.watch_starts(ids, now=track.clock()) == ([], [])
-        track.clock.forward(seconds=270)
+        track.clock.forward(seconds=120)
+        assert tracker.watch_starts(ids, now=track.clock()) == (ids, []), "as it is shown as not confirmed"
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], [])
+        track.clock.forward(seconds=150)
         assert tracker.watch_starts(ids, now=track.clock()) == ([], ids)
 
 
