@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer. Everything else goes into .venv, which the first target that needs it builds.
 .DEFAULT_GOAL := help
-.PHONY: help venv serve demo test lint format bench prove lock clean
+.PHONY: help venv serve demo test lint format bench prove compat lock clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -60,6 +60,11 @@ prove: $(STAMP) ## The long forms of the promises: thousands of cases, kills and
 	$(PY) -m pytest -m prove -o faulthandler_timeout=3600
 	$(PY) -m pytest --postgresql -m "prove and database" -o faulthandler_timeout=3600
 
+compat: $(STAMP) ## Let other people's programs talk to the simulator (from PyPI, in a .venv-compat of their own)
+	test -x .venv-compat/bin/python || $(PY) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet --disable-pip-version-check -r tests/compat/requirements.txt
+	COMPAT_PYTHON=$(abspath .venv-compat/bin/python) $(PY) -m pytest -m compat tests/compat
+
 lock: $(STAMP) ## Pin requirements*.in with hashes (UPGRADE=1 takes the newest)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -70,5 +75,5 @@ lock: $(STAMP) ## Pin requirements*.in with hashes (UPGRADE=1 takes the newest)
 		requirements.in requirements-dev.in -o requirements-dev.txt
 
 clean: ## Remove .venv and all caches; data and secrets in instance/ stay
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-compat .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

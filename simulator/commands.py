@@ -34,10 +34,15 @@ def _answer_section(
 ) -> list[dict[str, Any]]:
     command = body.get("command")
     machine.commands.append(CommandRecord(machine.now, heard_at, section, str(command), body))
-    # Without a textual sequence_id, or without param where the command has one, a P2S drops the message in silence.
-    if not isinstance(command, str) or not isinstance(body.get("sequence_id"), str):
+    if not isinstance(command, str):
         return []
-    if command in need_param and not isinstance(body.get("param"), str):
+    if machine.model.classic:
+        # The programs that P1 and A1 have obeyed for years send no sequence_id with some requests.
+        body = {"sequence_id": "0", **body}
+    # Without a textual sequence_id, or without param where the command has one, a P2S drops the message in silence.
+    elif not isinstance(body.get("sequence_id"), str) or (
+        command in need_param and not isinstance(body.get("param"), str)
+    ):
         return []
     if section == "pushing":
         return [machine.report(full=True)] if command in ("pushall", "start") else []

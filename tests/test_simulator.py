@@ -634,6 +634,17 @@ def test_without_developer_mode_everything_readable_works_and_every_print_comman
         assert made.handle({"info": {"command": "get_version", "sequence_id": "1"}})
 
 
+@pytest.mark.parametrize("model", ["P1S", "A1"])
+def test_older_models_obey_the_programs_that_send_no_sequence_id(model: str) -> None:
+    """Seen in programs that people have used with these for years; a P2S drops the same in silence."""
+    made = machine(model)
+    made.handle(mapped(made))
+    made.advance(600)
+    assert made.handle({"pushing": {"command": "pushall"}, "info": {"command": "get_version"}})
+    assert made.handle({"print": {"command": "pause"}})
+    assert status(made)["gcode_state"] == "PAUSE"
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -646,7 +657,7 @@ def test_without_developer_mode_everything_readable_works_and_every_print_comman
     ],
 )
 def test_a_command_without_sequence_id_or_param_is_dropped_in_silence(message: dict[str, Any]) -> None:
-    made = machine()
+    made = machine("P2S")
     made.handle(mapped(made))
     made.advance(600)
     assert made.handle(message) == []
