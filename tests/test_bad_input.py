@@ -257,10 +257,16 @@ def test_missing_unknown_and_read_only_fields_are_named(ground: Ground, endpoint
             assert (answer.status_code, list(answer.json["fields"])) == (422, [prefix + name])
 
 
+# They have something to say at most: see Body.may_be_empty.
+MAY_BE_EMPTY = {"scheduled prints.start_print", "queue.retry_print"}
+
+
 @pytest.mark.parametrize("endpoint", endpoints())
 def test_what_the_reader_refuses_is_400_on_every_route(ground: Ground, endpoint: str) -> None:
     rule, method = rule_of(ground.app, endpoint)
     for name, data in UNREADABLE.items():
+        if not data and endpoint in MAY_BE_EMPTY:
+            continue
         begun = time.monotonic()
         answer = ground.send_raw(rule, method, data)
         assert (answer.status_code, answer.json["code"]) == (400, "bad_request"), f"{name}: {answer.text[:200]}"
