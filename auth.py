@@ -207,7 +207,10 @@ def get_mine(model: type[Row], row_id: int, *, for_update: bool = False) -> Row:
         raise NotFound
     table: Any = model
     query = mine(model).where(table.id == row_id)
-    row: Row | None = db.session.execute(query.with_for_update() if for_update else query).scalar_one_or_none()
+    if for_update:
+        # One that is only marked as deleted keeps its key: nobody who merely refers to it needs to wait.
+        query = query.with_for_update(key_share=hasattr(model, "deleted_at"))
+    row: Row | None = db.session.execute(query).scalar_one_or_none()
     if row is None:
         raise NotFound
     return row

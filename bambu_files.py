@@ -82,6 +82,14 @@ class PrinterStorage:
         self._clear_data = clear_data
         self._trust = Trust(address.serial, address.ca_file, address.fingerprint)
         self._turn = _turn_of(address.serial)
+        self._open: ImplicitFtp | None = None
+        self._is_broken_off = False
+
+    def break_off(self) -> None:
+        """For good, from any thread: a transfer under way fails at once with StorageFault, and so does any later."""
+        self._is_broken_off = True
+        if (ftp := self._open) is not None:
+            ftp.break_off()
 
     @property
     def clear_data(self) -> bool:
@@ -223,8 +231,10 @@ class PrinterStorage:
     def _log_in(self, trust: Trust, clear_data: bool) -> ImplicitFtp:
         # Over TLS 1.3 newer printers cut uploads short.
         tls = PrinterTlsContext(trust, highest=ssl.TLSVersion.TLSv1_2)
-        ftp = ImplicitFtp(tls, timeout_seconds=self._timings.socket, clear_data=clear_data)
+        ftp = self._open = ImplicitFtp(tls, timeout_seconds=self._timings.socket, clear_data=clear_data)
         try:
+            if self._is_broken_off:
+                raise EOFError
             ftp.log_in(self._address.host, self._address.ftps_port, USER_NAME, self._address.access_code.strip())
         except BaseException:
             ftp.close()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import joinedload
 
 from errors import Conflict, Invalid, NotFound
 from etsy_client import EtsyClient, ReconnectNeeded, Tokens, Unauthorized
@@ -222,11 +222,12 @@ class Upserted(Enum):
 
 def upsert_order(user_id: int, shop_id: int, imported: ImportedOrder, *, now: datetime) -> Upserted:
     """Write one imported order with its lines and customer. Flushes. What is seen again changes nothing."""
-    order = db.session.execute(
+    known = db.session.execute(
         sa.select(Order)
         .where(Order.user_id == user_id, Order.shop_id == shop_id, Order.etsy_order_id == imported.etsy_order_id)
-        .options(selectinload(Order.items))
-    ).scalar_one_or_none()
+        .options(joinedload(Order.items))
+    )
+    order = known.unique().scalar_one_or_none()
     is_new = order is None
     # Whatever reads the database comes before the new row: reading flushes, and the row is not whole yet.
     customer_id = _upsert_customer(user_id, imported, now)
@@ -365,17 +366,24 @@ def _find_printer(user_id: int, printer_id: int | str) -> None:
         raise NotFound
 
 
+ALL_LOCKED = (
+    sa.select(Printer.id)
+    .where(Printer.user_id == sa.bindparam("mine"), Printer.deleted_at.is_(None))
+    .order_by(Printer.id)
+    .with_for_update(read=True)
+)
+ONE_LOCKED = ALL_LOCKED.where(Printer.id == sa.bindparam("printer"))
+
+
 def _lock_printers(user_id: int, printer_id: int | str) -> None:
-    mine = sa.select(Printer.id).where(Printer.user_id == user_id, Printer.deleted_at.is_(None))
     if printer_id != AUTO:
-        chosen = mine.where(Printer.id == printer_id).with_for_update(read=True)
         # An order of somebody else's is not found either, and must not be told from this.
-        if db.session.execute(chosen).scalar_one_or_none() is None:
+        if db.session.execute(ONE_LOCKED, {"mine": user_id, "printer": printer_id}).scalar_one_or_none() is None:
             raise NotFound
         return
     # One spread at a time, or two orders would go into the same gap.
     db.session.execute(sa.select(User.id).where(User.id == user_id).with_for_update(key_share=True))
-    db.session.execute(mine.order_by(Printer.id).with_for_update(read=True)).all()
+    db.session.execute(ALL_LOCKED, {"mine": user_id}).all()
 
 
 def _plan(

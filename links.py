@@ -94,6 +94,8 @@ class Links:
     def close(self) -> None:
         """Say goodbye to every printer and let other workers have them."""
         for held in self.all():
+            # An upload may take longer than anybody waits for the end of a process.
+            held.storage.break_off()
             held.link.close()
         self._by_connection.clear()
         self._cloud.close()

@@ -86,7 +86,7 @@ class Recorder:
             watched.settles_at = tracker.settling_moments(state, heard_at)
         watched.state, watched.heard_at, watched.is_unsaved = state, heard_at, True
         news = (
-            *(state.known, state.state, state.submission_id, state.print_error, state.cancelled),
+            *(state.known, state.state, state.submission_id, state.job_name, state.print_error, state.cancelled),
             # How far a print that is not ours has come needs no database.
             state.progress_percent if watched.current_print_id is not None else None,
         )
@@ -104,7 +104,12 @@ class Recorder:
                 return
             before = watched.current_print_id
             watched.current_print_id = tracker.apply(
-                printer, watched.state, in_state_since=watched.in_state_since, now=self._clock(), limits=self._limits
+                printer,
+                watched.state,
+                in_state_since=watched.in_state_since,
+                heard_at=watched.heard_at,
+                now=self._clock(),
+                limits=self._limits,
             )
             if watched.current_print_id != before:
                 ours = db.session.get(ScheduledPrint, watched.current_print_id) if watched.current_print_id else None

@@ -26,11 +26,14 @@ log = structlog.get_logger()
 
 DEFER_FIRST, DEFER_MOST = timedelta(seconds=30), timedelta(minutes=10)
 TIDY_AGAIN = timedelta(minutes=1)
+# A look that broke off, as on a database that was busy, is taken again by itself.
+BROKEN_OFF_AGAIN = timedelta(seconds=5)
 GIVEN_BACK = (IntentState.withdrawn, IntentState.not_started)
 
 
 class Starts:
-    """Every method runs in the worker's own thread; `run` takes an errand into the pool."""
+    """Every method runs in the worker's own thread; `run` takes an errand into the pool, and `wake` asks from there for
+    another `begin`."""
 
     def __init__(
         self,
@@ -38,10 +41,12 @@ class Starts:
         *,
         run: Callable[..., None],
         is_stopping: threading.Event,
+        wake: Callable[[], None] = lambda: None,
         at_step: Callable[[str], None] = lambda step: None,
     ) -> None:
         parts: Parts = app.extensions["parts"]
         self._app, self._run, self._is_stopping, self._at_step = app, run, is_stopping, at_step
+        self._wake = wake
         self._clock: Callable[[], datetime] = app.extensions["clock"]
         self._rules = StartRules.from_settings(parts.settings)
 
@@ -70,8 +75,14 @@ class Starts:
             if each.is_starting or each.commands_under_way or self._is_stopping.is_set():
                 continue
             if each.is_due or (each.look_again_at is not None and each.look_again_at <= now):
-                each.is_due, each.look_again_at, each.is_starting = False, None, True
-                self._run(lambda each=each: self._start(each), lambda each=each: setattr(each, "is_starting", False))
+                each.is_due, each.look_again_at, each.is_starting = False, now + BROKEN_OFF_AGAIN, True
+                self._run(lambda each=each: self._start(each), lambda each=each: self._looked(each))
+
+    def _looked(self, held: Held) -> None:
+        held.is_starting = False
+        if held.is_due:
+            # Something changed meanwhile.
+            self._wake()
 
     def _start(self, held: Held) -> None:
         now = self._clock()

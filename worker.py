@@ -72,7 +72,13 @@ class Worker:
         self._stop, self._send_now = threading.Event(), threading.Event()
         self._pool = ThreadPoolExecutor(PARALLEL_ERRANDS, thread_name_prefix="errand")
         self._errands = Errands(app, self._pool, guarded=self._guarded)
-        self._starts = Starts(app, run=self._errands.run, is_stopping=self._stop, at_step=at_step)
+        self._starts = Starts(
+            app,
+            run=self._errands.run,
+            is_stopping=self._stop,
+            wake=lambda: self._inbox.put(lambda: self._starts.begin(self._links.all())),
+            at_step=at_step,
+        )
         self._links = Links(
             app,
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-64:],

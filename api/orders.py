@@ -19,7 +19,7 @@ from api.once import once
 from api.plans import ScheduleRequest, Skipped, plan_rules, skipped_lines
 from api.print_schemas import PrintSchema, read_prints
 from api.reading import Room
-from auth import current_user_id, get_mine, mine
+from auth import current_user_id, get_mine, mine, mine_prepared
 from columns import currency_number
 from errors import Conflict, Invalid, TooManyRequests, UpstreamFailed
 from etsy_client import EtsyError, RateLimited, ReconnectNeeded
@@ -273,6 +273,14 @@ class ScheduleAnswer(Body):
     skipped = fields.List(fields.Nested(Skipped), required=True)
 
 
+DIGITAL = (
+    mine_prepared(OrderItem)
+    .where(OrderItem.order_id == sa.bindparam("order"), OrderItem.is_digital)
+    .order_by(OrderItem.id)
+    .with_only_columns(OrderItem.id)
+)
+
+
 @blueprint.post("/<id:order_id>/schedule-prints")
 @once
 @blueprint.arguments(ScheduleRequest)
@@ -291,9 +299,7 @@ def schedule_prints(data: dict[str, Any], order_id: int) -> Response:
         rules=plan_rules(),
     )
     rows = read_prints([each.id for each in prints])
-    digital = db.session.execute(
-        mine(OrderItem, OrderItem.id).where(OrderItem.order_id == order_id, OrderItem.is_digital).order_by(OrderItem.id)
-    ).scalars()
+    digital = db.session.execute(DIGITAL, {"mine": user_id, "order": order_id}).scalars()
     answer = {
         "message": f"Scheduled {len(rows)} print jobs",
         "prints": rows,

@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 from bambu.tls import PrinterTlsContext
@@ -20,6 +21,8 @@ from bambu.tls import PrinterTlsContext
 _CHUNK = 64 * 1024
 _LISTING_LIMIT_BYTES = 2 * 1024 * 1024
 _REFUSAL_SECONDS = 5.0
+# Nothing can end this wait from outside.
+_CONNECT_SECONDS = 10.0
 _LISTED = re.compile(r"(?P<kind>[-dl])\S{9,10} +\d+ +\S+ +\S+ +(?P<size>\d{1,15}) +\S+ +\S+ +\S+ (?P<name>.+)")
 
 
@@ -43,11 +46,34 @@ class ImplicitFtp(ftplib.FTP_TLS):
         super().__init__(context=tls, timeout=timeout_seconds, encoding="latin-1")
         self._timeout_seconds = timeout_seconds
         self._clear_data = clear_data
+        # Second handles, by which another thread can end a wait: TLS takes the first ones away as soon as it greets.
+        self._control_handle: socket.socket | None = None
+        self._data_handle: socket.socket | None = None
+
+    def break_off(self) -> None:
+        """From another thread: whatever is waited for fails at once."""
+        for handle in (self._data_handle, self._control_handle):
+            if handle is not None:
+                with suppress(OSError):
+                    handle.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        if self._control_handle is not None:
+            self._control_handle.close()
+        super().close()
+
+    def _close_data(self, data: socket.socket) -> None:
+        # Both, or the printer never learns that the file has ended.
+        if self._data_handle is not None:
+            self._data_handle.close()
+        data.close()
 
     def log_in(self, host: str, port: int, user: str, access_code: str) -> None:
         """Connects, checks the certificate and opens the door."""
-        plain = socket.create_connection((host, port), self._timeout_seconds)
+        plain = socket.create_connection((host, port), min(self._timeout_seconds, _CONNECT_SECONDS))
+        plain.settimeout(self._timeout_seconds)
         self.host, self.port, self.af = host, port, plain.family
+        self._control_handle = plain.dup()
         try:
             self.sock = self.context.wrap_socket(plain)
         except OSError:
@@ -65,6 +91,7 @@ class ImplicitFtp(ftplib.FTP_TLS):
 
     def _open_data(self, command: str) -> socket.socket:
         plain, _ = ftplib.FTP.ntransfercmd(self, command)
+        self._data_handle = plain.dup()
         if self._clear_data:
             return plain
         control = self.sock
@@ -72,10 +99,10 @@ class ImplicitFtp(ftplib.FTP_TLS):
         try:
             return self.context.wrap_socket(plain, session=control.session)
         except TimeoutError:
-            plain.close()
+            self._close_data(plain)
             raise self._hanging() from None
         except OSError:
-            plain.close()
+            self._close_data(plain)
             raise
 
     def send_file(
@@ -112,7 +139,7 @@ class ImplicitFtp(ftplib.FTP_TLS):
                 if time.monotonic() > deadline:
                     raise TooSlow
         finally:
-            data.close()
+            self._close_data(data)
         self._closing_reply(_REFUSAL_SECONDS if broke else reply_seconds)
 
     def _closing_reply(self, seconds: float) -> None:
@@ -151,7 +178,7 @@ class ImplicitFtp(ftplib.FTP_TLS):
             while len(heard) < _LISTING_LIMIT_BYTES and (part := data.recv(_CHUNK)):
                 heard += part
         finally:
-            data.close()
+            self._close_data(data)
         self._closing_reply(self._timeout_seconds)
         found = [_LISTED.fullmatch(line) for line in heard.decode("utf-8", "replace").splitlines()]
         return [(one["name"], int(one["size"])) for one in found if one and one["kind"] == "-"]

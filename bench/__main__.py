@@ -13,7 +13,7 @@ from flask import Flask
 from werkzeug.test import EnvironBuilder
 
 from app import create_app, utc_now
-from bench import printers
+from bench import latency, printers, starts
 from bench.floor import bare_app, floor_app
 from bench.measure import compare
 from models import Order, OrderItem, Printer, PrintStatus, ScheduledPrint, db
@@ -154,6 +154,8 @@ def main() -> None:
         )
         print(f"the hooks' own cost: {(hooks.ours_ms - hooks.floor_ms) * 1000:.0f} µs a request")
     printers.main()
+    starts.main()
+    latency.main()
 
 
 if __name__ == "__main__":

@@ -43,6 +43,47 @@ PRINT_UNDER_WAY = (
 )
 
 
+AT_PRINTERS: sa.BindParameter[Any] = sa.bindparam("printers", expanding=True)
+SPOOLS = (
+    sa.select(
+        BambuMaterial.id,
+        BambuMaterial.printer_id,
+        BambuMaterial.ams_id,
+        BambuMaterial.tray_id,
+        BambuMaterial.material_type,
+        BambuMaterial.color,
+        BambuMaterial.weight_grams,
+        BambuMaterial.remaining_grams,
+    )
+    .where(BambuMaterial.printer_id.in_(AT_PRINTERS), BambuMaterial.removed_at.is_(None))
+    .order_by(BambuMaterial.printer_id, BambuMaterial.ams_id, BambuMaterial.tray_id)
+)
+OF_FILE = sa.and_(PrintFile.user_id == ScheduledPrint.user_id, PrintFile.id == ScheduledPrint.print_file_id)
+STARTED = (
+    sa.select(*PRINT_UNDER_WAY)
+    .select_from(ScheduledPrint)
+    # By way of the printer: the index begins with the owner.
+    .join(Printer, sa.and_(Printer.user_id == ScheduledPrint.user_id, Printer.id == ScheduledPrint.printer_id))
+    .outerjoin(PrintFile, OF_FILE)
+    .outerjoin(
+        StartIntent, sa.and_(StartIntent.print_id == ScheduledPrint.id, StartIntent.state == IntentState.confirmed)
+    )
+    .where(
+        Printer.id.in_(AT_PRINTERS),
+        ScheduledPrint.status == PrintStatus.started,
+        ScheduledPrint.deleted_at.is_(None),
+    )
+    .order_by(StartIntent.id)
+)
+STARTING = (
+    sa.select(*PRINT_UNDER_WAY)
+    .select_from(ScheduledPrint)
+    .join(StartIntent, StartIntent.print_id == ScheduledPrint.id)
+    .outerjoin(PrintFile, OF_FILE)
+    .where(StartIntent.printer_id.in_(AT_PRINTERS), OPEN_START)
+)
+
+
 def spools_of(
     printer_ids: Collection[int], *, limits: StageLimits, except_print_id: int | None = None
 ) -> dict[int, list[LoadedSpool]]:
@@ -54,20 +95,7 @@ def spools_of(
     found: dict[int, list[LoadedSpool]] = {printer_id: [] for printer_id in printer_ids}
     if not found:
         return found
-    spools = db.session.execute(
-        sa.select(
-            BambuMaterial.id,
-            BambuMaterial.printer_id,
-            BambuMaterial.ams_id,
-            BambuMaterial.tray_id,
-            BambuMaterial.material_type,
-            BambuMaterial.color,
-            BambuMaterial.weight_grams,
-            BambuMaterial.remaining_grams,
-        )
-        .where(BambuMaterial.printer_id.in_(found), BambuMaterial.removed_at.is_(None))
-        .order_by(BambuMaterial.printer_id, BambuMaterial.ams_id, BambuMaterial.tray_id)
-    )
+    spools = db.session.execute(SPOOLS, {"printers": list(found)})
     for spool in spools:
         stage = stage_of(spool.weight_grams, spool.remaining_grams, limits)
         found[spool.printer_id].append(
@@ -91,31 +119,9 @@ def spools_of(
 
 def _under_way(printer_ids: Collection[int]) -> dict[int, sa.Row[Any]]:
     """The prints that are going to take filament, by id, each with the mapping it was started with, if any."""
-    of_file = sa.and_(PrintFile.user_id == ScheduledPrint.user_id, PrintFile.id == ScheduledPrint.print_file_id)
-    confirmed = sa.and_(StartIntent.print_id == ScheduledPrint.id, StartIntent.state == IntentState.confirmed)
-    started = (
-        sa.select(*PRINT_UNDER_WAY)
-        .select_from(ScheduledPrint)
-        # By way of the printer: the index begins with the owner.
-        .join(Printer, sa.and_(Printer.user_id == ScheduledPrint.user_id, Printer.id == ScheduledPrint.printer_id))
-        .outerjoin(PrintFile, of_file)
-        .outerjoin(StartIntent, confirmed)
-        .where(
-            Printer.id.in_(printer_ids),
-            ScheduledPrint.status == PrintStatus.started,
-            ScheduledPrint.deleted_at.is_(None),
-        )
-        .order_by(StartIntent.id)
-    )
-    starting = (
-        sa.select(*PRINT_UNDER_WAY)
-        .select_from(ScheduledPrint)
-        .join(StartIntent, StartIntent.print_id == ScheduledPrint.id)
-        .outerjoin(PrintFile, of_file)
-        .where(StartIntent.printer_id.in_(printer_ids), OPEN_START)
-    )
     # Of several starts of one print the last counts; an open one is later than any that was confirmed.
-    return {row.id: row for statement in (started, starting) for row in db.session.execute(statement)}
+    asked = {"printers": list(printer_ids)}
+    return {row.id: row for statement in (STARTED, STARTING) for row in db.session.execute(statement, asked)}
 
 
 def _taken(row: sa.Row[Any], spools: Sequence[LoadedSpool]) -> dict[Place, Decimal]:

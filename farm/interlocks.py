@@ -171,39 +171,72 @@ class _Found:
             self.reasons[lock] = reason
 
 
+class Judge:
+    """One printer at one moment. What many prints have in common is worked out once, however long its queue."""
+
+    def __init__(self, printer: PrinterFacts, *, now: datetime, missed_window: timedelta) -> None:
+        self._printer, self._now, self._missed_window = printer, now, missed_window
+        self._of_printer = printer_reasons(printer, now=now)
+        self._fits: dict[tuple[object, ...], tuple[Mapping[Interlock, str], Matching]] = {}
+
+    def of(self, waiting: WaitingFacts) -> Verdict:
+        """Every interlock of one print."""
+        printer, found = self._printer, _Found()
+        note = found.note
+        note(Interlock.order, waiting.order_problem)
+        note(Interlock.held, HELD if waiting.is_held else None)
+        note(Interlock.missed, _missed(waiting, printer, self._now, self._missed_window))
+        note(Interlock.due, _not_due(waiting, self._now))
+        if printer.control_problem is not None:
+            # Nothing is started from here: what the print lacks for that matters to nobody.
+            note(Interlock.control, printer.control_problem)
+            return Verdict(found.reasons, NOTHING_MATCHED)
+        found.reasons.update(self._of_printer)
+        note(Interlock.file, waiting.file_problem)
+        matching = NOTHING_MATCHED
+        if waiting.file_problem is None:
+            unfit, matching = self._fit(waiting)
+            found.reasons.update(unfit)
+        if not waiting.overrides:
+            return Verdict(found.reasons, matching)
+        overridden = waiting.overrides & OVERRIDABLE & found.reasons.keys()
+        if Interlock.filament in overridden and len(matching.places) < len(needs_of(waiting)):
+            # Whatever a person allows: a filament with no place at all cannot be fed.
+            overridden -= {Interlock.filament}
+        return Verdict(
+            {lock: reason for lock, reason in found.reasons.items() if lock not in overridden},
+            matching,
+            frozenset(overridden),
+        )
+
+    def _fit(self, waiting: WaitingFacts) -> tuple[Mapping[Interlock, str], Matching]:
+        """What of a plate does not fit the printer, and where its filaments are fed from. The same for all prints that
+        are alike in this, as the many of a batch are."""
+        alike = (
+            *(waiting.plate, waiting.material_type, waiting.material_color, waiting.place, waiting.grams),
+            *(waiting.nozzle_temp, waiting.bed_temp),
+        )
+        if alike not in self._fits:
+            self._fits[alike] = _fit(waiting, self._printer)
+        return self._fits[alike]
+
+
 def judge(waiting: WaitingFacts, printer: PrinterFacts, *, now: datetime, missed_window: timedelta) -> Verdict:
     """Every interlock of one print on one printer."""
+    return Judge(printer, now=now, missed_window=missed_window).of(waiting)
+
+
+def _fit(waiting: WaitingFacts, printer: PrinterFacts) -> tuple[Mapping[Interlock, str], Matching]:
     found = _Found()
     note = found.note
-    note(Interlock.order, waiting.order_problem)
-    note(Interlock.held, HELD if waiting.is_held else None)
-    note(Interlock.missed, _missed(waiting, printer, now, missed_window))
-    note(Interlock.due, _not_due(waiting, now))
-    if printer.control_problem is not None:
-        # Nothing is started from here: what the print lacks for that matters to nobody.
-        note(Interlock.control, printer.control_problem)
-        return Verdict(found.reasons, NOTHING_MATCHED)
-    note(Interlock.file, waiting.file_problem)
-    for lock, reason in printer_reasons(printer, now=now).items():
-        note(lock, reason)
-    matching = NOTHING_MATCHED
-    if waiting.file_problem is None:
-        if waiting.plate is not None:
-            note(Interlock.model, _other_model(waiting.plate, printer))
-            note(Interlock.nozzle, _other_nozzle(waiting.plate, printer))
-            note(Interlock.temperatures, _too_hot(waiting.plate, printer))
-            note(Interlock.profile, _other_profile(waiting, waiting.plate))
-        matching = _match(waiting, printer)
-        note(Interlock.filament, "; ".join([*matching.reasons, *_seen_otherwise(matching, printer)]) or None)
-    overridden = waiting.overrides & OVERRIDABLE & found.reasons.keys()
-    if Interlock.filament in overridden and len(matching.places) < len(needs_of(waiting)):
-        # Whatever a person allows: a filament with no place at all cannot be fed.
-        overridden -= {Interlock.filament}
-    return Verdict(
-        {lock: reason for lock, reason in found.reasons.items() if lock not in overridden},
-        matching,
-        frozenset(overridden),
-    )
+    if waiting.plate is not None:
+        note(Interlock.model, _other_model(waiting.plate, printer))
+        note(Interlock.nozzle, _other_nozzle(waiting.plate, printer))
+        note(Interlock.temperatures, _too_hot(waiting.plate, printer))
+        note(Interlock.profile, _other_profile(waiting, waiting.plate))
+    matching = _match(waiting, printer)
+    note(Interlock.filament, "; ".join([*matching.reasons, *_seen_otherwise(matching, printer)]) or None)
+    return found.reasons, matching
 
 
 def printer_reasons(printer: PrinterFacts, *, now: datetime) -> dict[Interlock, str]:

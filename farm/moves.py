@@ -8,7 +8,7 @@ from decimal import Decimal
 import notifications
 from farm.materials import StageLimits, shares_of, use_filament
 from farm.orders import settle_production_status
-from models import ENDED_STATUSES, PrintEvent, PrintStatus, ScheduledPrint, db
+from models import ENDED_STATUSES, WAITING_STATUSES, PrintEvent, PrintStatus, ScheduledPrint, db
 
 
 def move_print(
@@ -27,10 +27,13 @@ def move_print(
     """
     if moved.status is status:
         return None
+    before = moved.status
     event = moved.move_to(status, at=at, reason=reason)
     if status in ENDED_STATUSES:
         _book_filament(moved, event, used_grams, at=at, limits=limits)
-    settle_production_status(moved.user_id, moved.order_id, at=at)
+    if not {before, status} <= {*WAITING_STATUSES}:
+        # To an order a print that waits is a print that waits.
+        settle_production_status(moved.user_id, moved.order_id, at=at)
     notifications.fan_out(event, of_print=moved)
     return event
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import joinedload
 
 from errors import Conflict, Invalid, NotFound
 from farm.order_plan import OrderPlan, PlanRules
@@ -14,6 +14,28 @@ from farm.orders import PrintOfOrder
 from farm.planner import PlannedPrint, PlanRefused, find_profile, plan_prints
 from farm.staffed import MINUTE
 from models import OPEN_STATUSES, Order, OrderItem, OrderStatus, PrintFile, ProductionStatus, ProductProfile, db
+
+# Built once: a statement takes longer to build than to run.
+PROFILES = (
+    sa.select(ProductProfile)
+    .where(
+        ProductProfile.user_id == sa.bindparam("mine"),
+        sa.or_(
+            ProductProfile.id.in_(sa.bindparam("linked", expanding=True)),
+            ProductProfile.sku.in_(sa.bindparam("skus", expanding=True)),
+            ProductProfile.etsy_listing_id.in_(sa.bindparam("listings", expanding=True)),
+            ProductProfile.product_name.in_(sa.bindparam("titles", expanding=True)),
+        ),
+    )
+    .options(joinedload(ProductProfile.print_file))
+)
+ORDER = (
+    sa.select(Order)
+    .where(Order.user_id == sa.bindparam("mine"), Order.id == sa.bindparam("order"))
+    # Not by a second SELECT: SQLite would look for the lines among all that the user ever had.
+    .options(joinedload(Order.items))
+)
+ORDER_LOCKED = ORDER.with_for_update(of=Order)
 
 
 def link_profiles(user_id: int, lines: Iterable[OrderItem]) -> dict[OrderItem, ProductProfile | None]:
@@ -30,25 +52,14 @@ def find_profiles(user_id: int, lines: Iterable[OrderItem]) -> dict[OrderItem, P
     lines = list(lines)
     linked = [line.profile_id for line in lines if line.profile_id]
     missing = [line for line in lines if line.profile_id is None]
-    profiles = (
-        db.session.execute(
-            sa.select(ProductProfile)
-            .where(
-                ProductProfile.user_id == user_id,
-                sa.or_(
-                    ProductProfile.id.in_(linked),
-                    ProductProfile.sku.in_([line.sku for line in missing if line.sku]),
-                    ProductProfile.etsy_listing_id.in_(
-                        [line.etsy_listing_id for line in missing if line.etsy_listing_id]
-                    ),
-                    ProductProfile.product_name.in_([line.title for line in missing]),
-                ),
-            )
-            .options(joinedload(ProductProfile.print_file))
-        )
-        .scalars()
-        .all()
-    )
+    asked = {
+        "mine": user_id,
+        "linked": linked,
+        "skus": [line.sku for line in missing if line.sku],
+        "listings": [line.etsy_listing_id for line in missing if line.etsy_listing_id],
+        "titles": [line.title for line in missing],
+    }
+    profiles = db.session.execute(PROFILES, asked).scalars().all()
     by_id = {profile.id: profile for profile in profiles}
     return {line: by_id.get(line.profile_id) if line.profile_id else find_profile(line, profiles) for line in lines}
 
@@ -65,10 +76,8 @@ def order_to_print(user_id: int, order_id: int, *, is_to_be_locked: bool) -> Ord
         NotFound: it is not this user's.
         Conflict: unpaid, cancelled, refunded or shipped.
     """
-    query = sa.select(Order).where(Order.user_id == user_id, Order.id == order_id).options(selectinload(Order.items))
-    if is_to_be_locked:
-        query = query.with_for_update(of=Order)
-    order = db.session.execute(query).scalar_one_or_none()
+    query = ORDER_LOCKED if is_to_be_locked else ORDER
+    order = db.session.execute(query, {"mine": user_id, "order": order_id}).unique().scalar_one_or_none()
     if order is None:
         raise NotFound
     _refuse_unprintable(order)

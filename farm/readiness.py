@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import joinedload
 
 from bambu_report import PrinterState
-from farm.farm_facts import spools_of
-from farm.interlocks import HELD, SETTLED_FOR, Interlock, PrinterFacts, Verdict, WaitingFacts, judge, model_of
+from farm.farm_facts import OPEN_START, spools_of
+from farm.interlocks import HELD, SETTLED_FOR, Interlock, Judge, PrinterFacts, Verdict, WaitingFacts, judge, model_of
 from farm.live import is_live, why_out_of_our_hands
 from farm.materials import StageLimits
 from farm.moves import move_print
-from farm.plate_facts import known_plate
+from farm.plate_facts import PlateFacts, known_plate
 from farm.queue import RUN_ORDER
 from farm.status import state_from_snapshot
 from models import (
-    OPEN_INTENT_STATES,
     WAITING_STATUSES,
     BambuMaterial,
+    Order,
     OrderStatus,
     Printer,
     PrinterConnection,
     PrinterGate,
+    PrintFile,
     PrintStatus,
     ScheduledPrint,
     StartIntent,
@@ -36,11 +36,99 @@ from models import (
 )
 
 UNSHIPPABLE = (OrderStatus.canceled, OrderStatus.refunded)
-
+# An auto-start printer does not release by itself what one of these holds back.
+NOT_RELEASED = frozenset({Interlock.missed, Interlock.held, Interlock.due})
 
 # Written out in the statement: a partial index serves only a condition that names its values.
 WAITING: sa.BindParameter[Any] = sa.bindparam(
     "waiting", [each.value for each in WAITING_STATUSES], expanding=True, literal_execute=True
+)
+
+
+HAS_OPEN_START = sa.select(
+    sa.exists().where(
+        StartIntent.printer_id == sa.bindparam("printer"),
+        StartIntent.print_id != sa.bindparam("own"),
+        OPEN_START,
+    )
+)
+# A printer's waiting prints in the order in which they run; no more of each than its interlocks ask for.
+WAITING_ROWS = (
+    sa.select(
+        ScheduledPrint.id,
+        ScheduledPrint.status,
+        ScheduledPrint.scheduled_start,
+        ScheduledPrint.is_chained,
+        ScheduledPrint.held_at,
+        ScheduledPrint.waiting_reason,
+        ScheduledPrint.print_file_id,
+        ScheduledPrint.plate,
+        ScheduledPrint.material_type,
+        ScheduledPrint.material_color,
+        ScheduledPrint.material_slot,
+        ScheduledPrint.estimated_grams,
+        ScheduledPrint.nozzle_temp,
+        ScheduledPrint.bed_temp,
+        ScheduledPrint.overrides,
+        Order.status.label("order_status"),
+    )
+    .outerjoin(Order, Order.id == ScheduledPrint.order_id)
+    .where(
+        ScheduledPrint.printer_id == sa.bindparam("printer"),
+        ScheduledPrint.deleted_at.is_(None),
+        ScheduledPrint.status.in_(WAITING),
+    )
+    .order_by(*RUN_ORDER)
+)
+PLATES = sa.select(PrintFile.id, PrintFile.plates).where(PrintFile.id.in_(sa.bindparam("files", expanding=True)))
+PRINTS = ScheduledPrint.__table__
+# Not those that somebody else is changing at this moment: that change has them looked at again.
+STILL_WAITING = (
+    sa.select(PRINTS.c.id)
+    .where(
+        PRINTS.c.id.in_(sa.bindparam("prints", expanding=True)),
+        PRINTS.c.status == sa.bindparam("still"),
+        PRINTS.c.deleted_at.is_(None),
+    )
+    .with_for_update(skip_locked=True, key_share=True)
+)
+WRITE_REASON = sa.update(PRINTS).where(PRINTS.c.id.in_(STILL_WAITING)).values(waiting_reason=sa.bindparam("reason"))
+AT_PRINTERS: sa.BindParameter[Any] = sa.bindparam("printers", expanding=True)
+# Each has the printer first.
+FINGERPRINTS = (
+    sa.select(
+        Printer.id,
+        Printer.updated_at,
+        Printer.queue_paused_at,
+        Printer.auto_start,
+        PrinterConnection.connection_status,
+        PrinterGate.plate_state,
+    )
+    .outerjoin(PrinterConnection, PrinterConnection.printer_id == Printer.id)
+    .outerjoin(PrinterGate, PrinterGate.serial_number == PrinterConnection.serial_number)
+    .where(Printer.id.in_(AT_PRINTERS)),
+    sa.select(
+        ScheduledPrint.printer_id,
+        sa.func.count(),
+        sa.func.max(ScheduledPrint.updated_at),
+        sa.func.sum(ScheduledPrint.id),
+        sa.func.count(Order.id),
+    )
+    .outerjoin(Order, sa.and_(Order.id == ScheduledPrint.order_id, Order.status.in_(UNSHIPPABLE)))
+    .where(
+        ScheduledPrint.printer_id.in_(AT_PRINTERS),
+        ScheduledPrint.deleted_at.is_(None),
+        ScheduledPrint.status.in_(WAITING),
+    )
+    .group_by(ScheduledPrint.printer_id),
+    sa.select(
+        BambuMaterial.printer_id,
+        sa.func.count(),
+        sa.func.max(BambuMaterial.updated_at),
+        sa.func.sum(BambuMaterial.id),
+    )
+    .where(BambuMaterial.printer_id.in_(AT_PRINTERS), BambuMaterial.removed_at.is_(None))
+    .group_by(BambuMaterial.printer_id),
 )
 
 
@@ -65,13 +153,7 @@ def printer_facts(
 ) -> PrinterFacts:
     """`own_print_id`: a print whose own start is under way neither stands in its own way nor takes its own filament."""
     connection = printer.connection
-    open_start = sa.select(
-        sa.exists().where(
-            StartIntent.printer_id == printer.id,
-            StartIntent.state.in_(OPEN_INTENT_STATES),
-            StartIntent.print_id != (own_print_id or 0),
-        )
-    )
+    asked = {"printer": printer.id, "own": own_print_id or 0}
     return PrinterFacts(
         control_problem=why_out_of_our_hands(connection),
         is_live=is_live(connection, now),
@@ -79,7 +161,7 @@ def printer_facts(
         plate_state=printer.plate_state,
         is_queue_paused=printer.queue_paused_at is not None,
         is_auto_start=printer.auto_start,
-        has_open_start=db.session.execute(open_start).scalar_one(),
+        has_open_start=db.session.execute(HAS_OPEN_START, asked).scalar_one(),
         model=model_of(connection.serial_number if connection else None, state, printer.model),
         nozzle_diameter_mm=printer.nozzle_diameter_mm,
         in_state_since=in_state_since,
@@ -89,19 +171,23 @@ def printer_facts(
 
 
 def waiting_facts(waiting: ScheduledPrint) -> WaitingFacts:
-    plate, problem = None, None
-    if waiting.print_file is None:
+    file, order = waiting.print_file, waiting.order
+    plate = known_plate(file.plates, waiting.plate) if file is not None else None
+    return _facts_of(waiting, plate, order.status if order is not None else None)
+
+
+def _facts_of(waiting: Any, plate: PlateFacts | None, order_status: OrderStatus | None) -> WaitingFacts:
+    """`waiting`: a print, or a row with its columns."""
+    problem = None
+    if waiting.print_file_id is None:
         problem = "it has no sliced file"
-    else:
-        plate = known_plate(waiting.print_file.plates, waiting.plate)
-        if plate is None:
-            problem = f"its file does not tell what plate {waiting.plate} needs: upload it again"
-    order = waiting.order
+    elif plate is None:
+        problem = f"its file does not tell what plate {waiting.plate} needs: upload it again"
     return WaitingFacts(
         scheduled_start=waiting.scheduled_start,
         is_chained=waiting.is_chained,
         is_held=waiting.held_at is not None,
-        order_problem=f"its order is {order.status}" if order is not None and order.status in UNSHIPPABLE else None,
+        order_problem=f"its order is {order_status}" if order_status in UNSHIPPABLE else None,
         file_problem=problem,
         plate=plate,
         material_type=waiting.material_type,
@@ -130,23 +216,6 @@ def say_why_it_waits(waiting: ScheduledPrint, *, now: datetime, missed_window: t
     _tell(waiting, verdict_on(waiting, facts, now=now, missed_window=missed_window).sentence)
 
 
-def waiting_prints(printer: Printer, statuses: Iterable[PrintStatus]) -> list[ScheduledPrint]:
-    """A printer's prints in these states, in the order in which they run."""
-    return list(
-        db.session.execute(
-            sa.select(ScheduledPrint)
-            .where(
-                ScheduledPrint.user_id == printer.user_id,
-                ScheduledPrint.printer_id == printer.id,
-                ScheduledPrint.deleted_at.is_(None),
-                ScheduledPrint.status.in_(list(statuses)),
-            )
-            .options(joinedload(ScheduledPrint.print_file), joinedload(ScheduledPrint.order))
-            .order_by(*RUN_ORDER)
-        ).scalars()
-    )
-
-
 def look_over(
     printer: Printer,
     state: PrinterState,
@@ -162,28 +231,64 @@ def look_over(
     holds up none behind it, nor does one that is `deferred` (its id, and why). An auto-start printer releases what is
     due by itself."""
     facts = printer_facts(printer, state, in_state_since=in_state_since, now=now, limits=limits, rest=rest)
-    statuses = [PrintStatus.scheduled, PrintStatus.queued]
-    chosen, chosen_verdict = None, None
-    for waiting in waiting_prints(printer, statuses):
-        if waiting.status is PrintStatus.queued:
-            if not printer.auto_start:
-                _tell(waiting, HELD if waiting.held_at is not None else None)
+    judge_here = Judge(facts, now=now, missed_window=missed_window)
+    rows = db.session.execute(WAITING_ROWS, {"printer": printer.id}).all()
+    plates = _plates_of(rows)
+    chosen: tuple[int, Verdict] | None = None
+    released: list[int] = []
+    told: dict[tuple[PrintStatus, str | None], list[int]] = {}
+
+    def tell(row: Any, status: PrintStatus, reason: str | None) -> None:
+        if row.waiting_reason != reason:
+            told.setdefault((status, reason), []).append(row.id)
+
+    for row in rows:
+        if row.status is PrintStatus.queued and not printer.auto_start:
+            tell(row, row.status, HELD if row.held_at is not None else None)
+            continue
+        verdict = judge_here.of(_facts_of(row, plates.get((row.print_file_id, row.plate)), row.order_status))
+        if row.status is PrintStatus.queued:
+            if not NOT_RELEASED.isdisjoint(verdict.reasons):
+                tell(row, row.status, verdict.sentence)
                 continue
-            verdict = verdict_on(waiting, facts, now=now, missed_window=missed_window)
-            if {Interlock.missed, Interlock.held, Interlock.due} & verdict.reasons.keys():
-                _tell(waiting, verdict.sentence)
-                continue
-            move_print(waiting, PrintStatus.scheduled, at=now, limits=limits)
-        else:
-            verdict = verdict_on(waiting, facts, now=now, missed_window=missed_window)
-        if waiting.id in deferred:
-            _tell(waiting, deferred[waiting.id])
+            released.append(row.id)
+        if row.id in deferred:
+            tell(row, PrintStatus.scheduled, deferred[row.id])
         elif verdict.is_ready and chosen is None:
-            chosen, chosen_verdict = waiting, verdict
-            _tell(waiting, None)
+            chosen = row.id, verdict
+            tell(row, PrintStatus.scheduled, None)
         else:
-            _tell(waiting, verdict.sentence or "another print goes first")
-    return Outlook(chosen, chosen_verdict, _look_again_at(printer, facts, in_state_since, now, missed_window))
+            tell(row, PrintStatus.scheduled, verdict.sentence or "another print goes first")
+    _release(released, now=now, limits=limits)
+    _write_reasons(told)
+    look_again_at = _look_again_at(rows, facts, in_state_since, now, missed_window)
+    if chosen is None:
+        return Outlook(None, None, look_again_at)
+    chosen_id, chosen_verdict = chosen
+    return Outlook(db.session.get_one(ScheduledPrint, chosen_id), chosen_verdict, look_again_at)
+
+
+def _plates_of(rows: Iterable[Any]) -> dict[tuple[int, int], PlateFacts | None]:
+    """What is known of the plates of these prints, by file and number: each read once, however many print it."""
+    wanted = {(row.print_file_id, row.plate) for row in rows if row.print_file_id is not None}
+    if not wanted:
+        return {}
+    files = {row.id: row.plates for row in db.session.execute(PLATES, {"files": {file_id for file_id, _ in wanted}})}
+    return {(file_id, plate): known_plate(files[file_id], plate) for file_id, plate in wanted}
+
+
+def _release(print_ids: Sequence[int], *, now: datetime, limits: StageLimits) -> None:
+    if print_ids:
+        found = db.session.execute(sa.select(ScheduledPrint).where(ScheduledPrint.id.in_(print_ids))).scalars()
+        for released in found:
+            move_print(released, PrintStatus.scheduled, at=now, limits=limits)
+        db.session.flush()
+
+
+def _write_reasons(told: Mapping[tuple[PrintStatus, str | None], Sequence[int]]) -> None:
+    """Past the objects, for it changes nothing of what may start; and only where the print still waits as it did."""
+    for (status, reason), print_ids in told.items():
+        db.session.connection().execute(WRITE_REASON, {"prints": print_ids, "still": status, "reason": reason})
 
 
 def _tell(waiting: ScheduledPrint, reason: str | None) -> None:
@@ -192,70 +297,26 @@ def _tell(waiting: ScheduledPrint, reason: str | None) -> None:
 
 
 def _look_again_at(
-    printer: Printer,
+    rows: Iterable[Any],
     facts: PrinterFacts,
     in_state_since: datetime | None,
     now: datetime,
     missed_window: timedelta,
 ) -> datetime | None:
     """When the mere passing of time next changes what is ready."""
-    starts = (
-        db.session.execute(
-            sa.select(ScheduledPrint.scheduled_start)
-            .where(
-                ScheduledPrint.user_id == printer.user_id,
-                ScheduledPrint.printer_id == printer.id,
-                ScheduledPrint.deleted_at.is_(None),
-                ScheduledPrint.status.in_((PrintStatus.queued, PrintStatus.scheduled)),
-                ScheduledPrint.scheduled_start > now - missed_window,
-            )
-            .distinct()
-        )
-        .scalars()
-        .all()
-    )
-    moments = [moment for start in starts if start for moment in (start, start + missed_window) if moment > now]
+    starts = {row.scheduled_start for row in rows if row.scheduled_start is not None}
+    moments = [moment for start in starts for moment in (start, start + missed_window) if moment > now]
     if facts.is_live and in_state_since is not None and now < in_state_since + facts.rest:
         moments.append(in_state_since + facts.rest)
     return min(moments, default=None)
 
 
 def fingerprints(printer_ids: Collection[int]) -> dict[int, tuple[object, ...]]:
-    """By printer: what changes when its queue, its spools or its plate do. Three statements, however many prints."""
+    """By printer: what changes when its queue, its orders, its spools, its plate or itself do. Three statements,
+    however many prints."""
     found: dict[int, tuple[object, ...]] = dict.fromkeys(printer_ids, ())
-    if not found:
-        return found
-    printers = sa.select(
-        Printer.id, Printer.updated_at, Printer.queue_paused_at, Printer.auto_start, PrinterGate.plate_state
-    )
-    at_gate = sa.and_(
-        PrinterConnection.printer_id == Printer.id, PrinterGate.serial_number == PrinterConnection.serial_number
-    )
-    queues = sa.select(
-        ScheduledPrint.printer_id,
-        sa.func.count(),
-        sa.func.max(ScheduledPrint.updated_at),
-        sa.func.sum(ScheduledPrint.id),
-    )
-    spools = sa.select(
-        BambuMaterial.printer_id,
-        sa.func.count(),
-        sa.func.max(BambuMaterial.updated_at),
-        sa.func.sum(BambuMaterial.id),
-    )
-    for statement in (
-        printers.outerjoin(PrinterConnection, PrinterConnection.printer_id == Printer.id)
-        .outerjoin(PrinterGate, at_gate)
-        .where(Printer.id.in_(printer_ids)),
-        queues.where(
-            ScheduledPrint.printer_id.in_(printer_ids),
-            ScheduledPrint.deleted_at.is_(None),
-            ScheduledPrint.status.in_(WAITING),
-        ).group_by(ScheduledPrint.printer_id),
-        spools.where(BambuMaterial.printer_id.in_(printer_ids), BambuMaterial.removed_at.is_(None)).group_by(
-            BambuMaterial.printer_id
-        ),
-    ):
-        for printer_id, *values in db.session.execute(statement):
-            found[printer_id] += tuple(values)
+    if found:
+        for statement in FINGERPRINTS:
+            for printer_id, *values in db.session.execute(statement, {"printers": list(found)}):
+                found[printer_id] += tuple(values)
     return found

@@ -28,6 +28,7 @@ from farm.materials import StageLimits
 from farm.print_files import folder_of
 from farm.readiness import Outlook, look_over, printer_facts, verdict_on
 from models import (
+    OPEN_INTENT_STATES,
     SENDING_STATES,
     IntentState,
     Printer,
@@ -43,11 +44,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+# Locks are taken in one order wherever more than one is held, here as in the API: printer, gate, print, start. And not
+# against those who only refer to the printer: whoever writes an event while holding a print would wait for us, and we
+# for the print.
+BUT_ITS_KEY = {"key_share": True}
 # What is known of the printer when the command leaves is never older than this.
 FRESH_FOR = timedelta(seconds=10)
 PUBLISH_WITHIN = timedelta(seconds=5)
 # A start may ask the printer more often than routine does.
 ASKS = 3
+STOPPING = "stopping before it was started"
 
 CRASH_POINTS = (
     "claiming",
@@ -143,6 +149,8 @@ class Start:
         self.at_step("uploading")
         reason = self._upload(intent)
         self.at_step("uploaded")
+        if self.is_stopping.is_set():
+            reason = STOPPING
         if reason is not None:
             _give_back(intent, reason, lease=self.lease, now=self.clock())
             return outlook
@@ -154,7 +162,7 @@ class Start:
         reason = "the printer did not answer in time" if not self._hear_afresh() else None
         self.at_step("heard")
         if self.is_stopping.is_set():
-            reason = "stopping before it was started"
+            reason = STOPPING
         if reason is not None:
             _give_back(intent, reason, lease=self.lease, now=self.clock())
             return outlook
@@ -163,13 +171,8 @@ class Start:
 
     def _claim_next(self) -> Attempt:
         now = self.clock()
-        if not still_holds(self.lease, now=now):
-            db.session.rollback()
-            return Attempt(None)
-        printer = db.session.execute(
-            sa.select(Printer).where(Printer.id == self.printer_id, Printer.deleted_at.is_(None)).with_for_update()
-        ).scalar_one_or_none()
-        if printer is None:
+        printer = db.session.get(Printer, self.printer_id, populate_existing=True, with_for_update=BUT_ITS_KEY)
+        if printer is None or printer.deleted_at is not None or not still_holds(self.lease, now=now):
             db.session.rollback()
             return Attempt(None)
         outlook = look_over(
@@ -269,14 +272,15 @@ class Start:
         """All interlocks again on the fresh report, then `published` in one conditional UPDATE. The write precedes the
         send: after a crash in between, the start counts as sent and is never repeated without a person. Commits."""
         now = self.clock()
+        print_id = intent.print_id
+        printer = db.session.get_one(Printer, self.printer_id, populate_existing=True, with_for_update=BUT_ITS_KEY)
         if not still_holds(self.lease, now=now):
             # Somebody else holds the printer by now, and has withdrawn this intent or will.
             db.session.rollback()
             return None
         gate = locked_gate(self.lease.serial_number)
+        waiting = db.session.get_one(ScheduledPrint, print_id, populate_existing=True, with_for_update=True)
         kept = db.session.get_one(StartIntent, intent.id, populate_existing=True, with_for_update=True)
-        printer = db.session.get_one(Printer, kept.printer_id, populate_existing=True, with_for_update=True)
-        waiting = db.session.get_one(ScheduledPrint, kept.print_id, populate_existing=True, with_for_update=True)
         facts = printer_facts(
             printer,
             self.link.state,
@@ -312,6 +316,11 @@ class Start:
             bed_type=None,
             mapping=tuple(None if place is None else (place[0], place[1]) for place in kept.mapping),
         )
+        checks = {
+            **verdict.as_checks(),
+            "report_age_seconds": round((now - heard_at).total_seconds(), 3),
+            "printer_was": self.link.state.state.value,
+        }
         published = count_changed(
             sa.update(StartIntent)
             .where(
@@ -320,7 +329,7 @@ class Start:
                 StartIntent.owner == self.lease.owner,
                 StartIntent.epoch == self.lease.epoch,
             )
-            .values(state=IntentState.published, published_at=now, checks=verdict.as_checks())
+            .values(state=IntentState.published, published_at=now, checks=checks)
         )
         if published != 1:
             db.session.rollback()
@@ -368,10 +377,10 @@ def _give_back(
     """The print stays released and says why it waits. A deferral, not a failure. Commits."""
     db.session.rollback()
     gate = locked_gate(lease.serial_number)
+    waiting = db.session.get_one(ScheduledPrint, intent.print_id, populate_existing=True, with_for_update=True)
     kept = db.session.get_one(StartIntent, intent.id, populate_existing=True, with_for_update=True)
-    if kept.ended_at is None:
+    if kept.state in OPEN_INTENT_STATES:
         kept.state, kept.reason, kept.ended_at = state, reason, now
-        waiting = db.session.get_one(ScheduledPrint, kept.print_id, populate_existing=True)
         if waiting.status is PrintStatus.scheduled:
             waiting.waiting_reason = reason
         if kept.published_at is not None and gate.plate_print_id == kept.print_id:

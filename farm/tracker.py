@@ -52,11 +52,18 @@ AWAITED: sa.BindParameter[Any] = sa.bindparam("awaited", list(AWAITING), expandi
 
 
 def apply(
-    printer: Printer, state: PrinterState, *, in_state_since: datetime, now: datetime, limits: StageLimits
+    printer: Printer,
+    state: PrinterState,
+    *,
+    in_state_since: datetime,
+    now: datetime,
+    limits: StageLimits,
+    heard_at: datetime | None = None,
 ) -> int | None:
     """What a printer's present state means; returns the id of the print of ours that it concerns. The caller commits.
 
-    `in_state_since`: when the state's activity was first heard. Safe to call again with the same state.
+    `in_state_since`: when the state's activity was first heard; `heard_at`: when the state was heard last, now if not
+    given. Safe to call again with the same state.
     """
     if not state.known:
         return None
@@ -69,13 +76,13 @@ def apply(
             _confirm(intent, ours, now=now, limits=limits)
             ours.needs_look = None
         elif state.state in (PrinterActivity.finished, PrinterActivity.failed):
-            if _ended_while_away(intent, now):
+            if _ended_while_away(intent, state, now):
                 _confirm(intent, ours, now=now, limits=limits, was_seen=False)
             _end(intent, ours, state, settled_for=settled_for, now=now, limits=limits)
         if ours.status is PrintStatus.started and state.progress_percent is not None:
             ours.progress_percent = max(0, min(100, state.progress_percent))
     _see_foreign_print(printer, state, intent, now)
-    _miss_ours(printer, state, intent, settled_for=settled_for, now=now, limits=limits)
+    _miss_ours(printer, state, intent, settled_for=settled_for, heard_at=heard_at or now, now=now, limits=limits)
     _settle_commands(printer, state, now)
     is_current = ours is not None and (ours.status is PrintStatus.started or state.state in ACTIVE)
     return ours.id if is_current and ours is not None else None
@@ -104,17 +111,27 @@ def _intent_of(printer: Printer, state: PrinterState) -> StartIntent | None:
 def _see_plate(printer: Printer, state: PrinterState, ours: ScheduledPrint | None) -> None:
     """Occupied from the first sign of any print, and on first contact: nobody can say what lies there."""
     known = printer.plate_state
-    is_running = state.state in ACTIVE
-    if known is not PlateState.unknown and not is_running:
+    has_printed = state.state in ACTIVE or (known is PlateState.clear and _has_printed_unheard(printer, state))
+    if known is not PlateState.unknown and not has_printed:
         return
     gate = gate_of(printer)
     if gate is None:
         return
-    if is_running:
+    if has_printed:
         if ours is not None or not _is_print_of_another_account(gate, printer):
             occupy(gate, ours.id if ours is not None else None)
     elif gate.plate_state is PlateState.unknown:
         gate.plate_state = PlateState.occupied
+
+
+def _has_printed_unheard(printer: Printer, state: PrinterState) -> bool:
+    """A print ended of which nobody heard that it ran: the line was down, or no worker listened. Held against what was
+    written down before; that the same file was printed once more, nothing shows."""
+    if state.state not in (PrinterActivity.finished, PrinterActivity.failed):
+        return False
+    before = (printer.connection.snapshot if printer.connection is not None else None) or {}
+    names = {before.get("job_name") or state.job_name, state.job_name or before.get("job_name")}
+    return before.get("state") != state.state.value or len(names) > 1
 
 
 def _is_print_of_another_account(gate: PrinterGate, printer: Printer) -> bool:
@@ -139,9 +156,13 @@ def _confirm(
             event.details = {**event.details, "duration": "not known: nobody listened while it was printed"}
 
 
-def _ended_while_away(intent: StartIntent, now: datetime) -> bool:
+def _ended_while_away(intent: StartIntent, state: PrinterState, now: datetime) -> bool:
+    """A printer that accepts a start and never begins it shows the end of the print before, under our name, for ever:
+    only an end that it did not show already when the start was sent is ours. Of any other a person has to tell."""
     published_at = intent.published_at
-    return intent.state in AWAITING and published_at is not None and now - published_at > START_SETTLES_IN
+    if intent.state not in AWAITING or published_at is None or now - published_at <= START_SETTLES_IN:
+        return False
+    return (intent.checks or {}).get("printer_was") != state.state.value
 
 
 def _end(
@@ -200,6 +221,7 @@ def _miss_ours(
     intent: StartIntent | None,
     *,
     settled_for: timedelta,
+    heard_at: datetime,
     now: datetime,
     limits: StageLimits,
 ) -> None:
@@ -225,7 +247,12 @@ def _miss_ours(
                 _ask_to_look(ours, state, now)
         elif is_running_another:
             _never_started(missed, ours, "another print began at the printer instead", now=now, limits=limits)
-        elif state.state not in ACTIVE and now - published_at > START_SETTLES_IN and settled_for > FAILURE_SETTLES_IN:
+        elif (
+            # What was heard before that says nothing: the line may be down while it prints.
+            heard_at - published_at > START_SETTLES_IN
+            and state.state not in ACTIVE
+            and settled_for > FAILURE_SETTLES_IN
+        ):
             _never_started(missed, ours, "it was sent, but the printer never began it", now=now, limits=limits)
 
 

@@ -163,7 +163,7 @@ class Stand:
         )
         stand = cls(own, printer, added["id"], added["connection_id"], Random(f"{seed}/{printer.serial}"))
         if for_us:
-            own.add_material(stand.printer_id, slot=0, color="#FFFFFF", weight_grams=100_000)
+            own.add_material(stand.printer_id, slot=0, color="#112233", weight_grams=100_000)
             model = printer.machine.model.slice_ids[0]
             plate = Plate(minutes=300, filaments=[("PLA", "#112233", GRAMS, 4.0)])
             stand.file_id = own.add_file(make_sliced_file(None, [plate], model_id=model))["id"]

@@ -474,7 +474,9 @@ def test_a_person_may_answer_for_a_single_interlock(bench: Bench, case: str) -> 
     assert bench.start() == bench.print_id
     with bench.farm.database():
         checks = db.session.execute(sa.select(StartIntent.checks)).scalar_one()
-    assert checks is not None and checks[OVERRIDES[case]] == "overridden by a person"
+    assert checks is not None and checks.pop("report_age_seconds") < 10
+    assert checks.pop("printer_was") == "idle"
+    assert checks[OVERRIDES[case]] == "overridden by a person"
     assert set(checks.values()) == {"ok", "overridden by a person"}
 
 

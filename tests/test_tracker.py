@@ -178,7 +178,8 @@ def test_what_a_person_recorded_first_stays(track: Track) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "plate"), [("printing", "occupied"), ("paused", "occupied"), ("idle", "clear"), ("finished", "clear")]
+    ("state", "plate"),
+    [("printing", "occupied"), ("paused", "occupied"), ("idle", "clear"), ("finished", "occupied")],
 )
 def test_any_running_print_occupies_the_plate(track: Track, state: str, plate: str) -> None:
     track.bench.plate(PlateState.clear)
