@@ -191,7 +191,10 @@ class Links:
 
     def settle(self) -> None:
         """See `Recorder.settle`."""
-        self._recorder.settle(self._everything())
+        in_doubt = self._recorder.settle(self._everything())
+        for held in self.all():
+            if held.printer_id in in_doubt:
+                held.link.ask_full_report()
 
     def save_snapshots(self) -> None:
         """See `Recorder.save_snapshots`."""

@@ -114,8 +114,11 @@ class Recorder:
         if before is not None and watched.current_print_id is None:
             self._on_idle(watched)
 
-    def settle(self, everything: Iterable[Watched]) -> None:
-        """What no report announces: a failure whose time to explain itself is over, a start never confirmed."""
+    def settle(self, everything: Iterable[Watched]) -> set[int]:
+        """What no report announces: a failure whose time to explain itself is over, a start never confirmed.
+
+        Returns the printers that should be asked how they stand.
+        """
         now, printer_ids = self._clock(), []
         for watched in everything:
             printer_ids.append(watched.printer_id)
@@ -127,8 +130,9 @@ class Recorder:
             ):
                 self.track(watched)
         with self._app.app_context():
-            tracker.mark_unconfirmed(printer_ids, now=now)
+            in_doubt = tracker.mark_unconfirmed(printer_ids, now=now)
             db.session.commit()
+        return in_doubt
 
     def save_snapshots(self, everything: Iterable[Watched]) -> None:
         """Write down what was heard, for every web process to read: all printers in one transaction, each not more

@@ -193,17 +193,21 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
         )
 
 
-def mark_unconfirmed(printer_ids: Sequence[int], *, now: datetime) -> None:
-    """A start that its printer does not confirm is shown as such and never repeated without a person."""
+def mark_unconfirmed(printer_ids: Sequence[int], *, now: datetime) -> set[int]:
+    """A start that its printer does not confirm is shown as such and never repeated without a person.
+
+    Returns the printers of those marked just now: the report that said it had begun may have been lost.
+    """
     intents = db.session.execute(
         sa.select(StartIntent).where(
             StartIntent.state == IntentState.published,
             StartIntent.published_at < now - UNCONFIRMED_AFTER,
         )
     ).scalars()
-    for intent in intents:
-        if intent.printer_id in printer_ids:
-            _mark_unconfirmed(intent)
+    marked = [intent for intent in intents if intent.printer_id in printer_ids]
+    for intent in marked:
+        _mark_unconfirmed(intent)
+    return {intent.printer_id for intent in marked}
 
 
 def _mark_unconfirmed(intent: StartIntent) -> None:
