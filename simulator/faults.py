@@ -84,7 +84,7 @@ class Faults:
     mute: none are sent ("connected, no data"); answers to commands still are.
     lose_reports: the share that is lost on the way, 0 to 1.
     duplicate_reports: each is sent twice.
-    report_delay_seconds: how old a report is when it is sent; power-off loses those on their way.
+    report_delay_seconds: how old a report is when it is sent; those after it wait behind it, power-off loses them all.
     full_report_delay_seconds: the same for full reports alone: what changes meanwhile is told before them, and with
         `math.inf` only that is told.
     damage: in which ways messages are spoiled, chosen by chance; a trailing NUL and invalid UTF-8 spoil nothing else.

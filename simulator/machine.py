@@ -105,7 +105,7 @@ class Machine:
     def _boot(self) -> None:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._due_count = 0
-        self.outbox = Outbox(self.faults, self.later)
+        self.outbox = Outbox(self.faults, self.later, lambda: self.now)
         self._replayed: dict[str, Any] | None = None
         self.tags_read_at: dict[Address, float] = {}
         self.run: Run | None = None

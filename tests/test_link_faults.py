@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -29,6 +29,7 @@ from models import (
     LedgerEntry,
     LedgerKind,
     PrinterConnection,
+    PrinterGate,
     PrintEvent,
     StartIntent,
     db,
@@ -63,9 +64,13 @@ class QuickClock:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
+        self._ahead = timedelta()
 
     def __call__(self) -> datetime:
-        return BASE_TIME + timedelta(seconds=(time.monotonic() - self._began) * TIMES_FASTER)
+        return BASE_TIME + timedelta(seconds=(time.monotonic() - self._began) * TIMES_FASTER) + self._ahead
+
+    def forward(self, **span: float) -> None:
+        self._ahead += timedelta(**span)
 
 
 def eventually(check: Callable[[], Any], tell: Callable[[], object] = lambda: None) -> Any:
@@ -98,8 +103,8 @@ def live_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
 
 
 @contextlib.contextmanager
-def working(app: Flask) -> Iterator[Worker]:
-    worker = Worker(app, timings=QUICK)
+def working(app: Flask, timings: LinkTimings = QUICK) -> Iterator[Worker]:
+    worker = Worker(app, timings=timings)
     worker.start()
     try:
         yield worker
@@ -225,6 +230,16 @@ class Stand:
         self.log_in()
         eventually(self.clears_plate)
         there = set(self.printer.files.glob("farm-*"))
+        print_id = self.add_print()
+        if fault is not None:
+            # The order leaves soon after the file has come: by chance just before, within or after the fault.
+            eventually(lambda: set(self.printer.files.glob("farm-*")) - there or self.is_begun(print_id))
+            time.sleep(self.chance.uniform(0.0, 0.15))
+            self.suffer(fault)
+        eventually(lambda: self.is_begun(print_id), lambda: self.tell(print_id))
+        return print_id
+
+    def add_print(self) -> int:
         made = self.farm.add_print(
             self.printer_id,
             print_file_id=self.file_id,
@@ -234,13 +249,15 @@ class Stand:
             status="scheduled",
         )
         self.prints[made["id"]] = "started"
-        if fault is not None:
-            # The order leaves soon after the file has come: by chance just before, within or after the fault.
-            eventually(lambda: set(self.printer.files.glob("farm-*")) - there or self.is_begun(made["id"]))
-            time.sleep(self.chance.uniform(0.0, 0.15))
-            self.suffer(fault)
-        eventually(lambda: self.is_begun(made["id"]), lambda: self.tell(made["id"]))
         return int(made["id"])
+
+    def lease_seconds(self) -> float:
+        """How long the worker's lease of this printer is good."""
+        with self.farm.app.app_context():
+            until = db.session.execute(
+                sa.select(PrinterGate.lease_until).where(PrinterGate.serial_number == self.printer.serial)
+            ).scalar_one()
+        return (until - self.farm.app.extensions["clock"]()).total_seconds() if until is not None else 0.0
 
     def is_begun(self, print_id: int) -> bool:
         shown = self.shown(print_id)
@@ -487,6 +504,37 @@ def test_a_print_that_gave_way_to_another_while_the_line_was_down_is_not_taken_f
         events = Books.read(live_app).events[print_id]
         assert (events["print.completed"], events["print.failed"]) == (0, 0), events
         assert stand.farm.get(path).json["state"] == "finished"
+
+
+def test_a_start_whose_first_signs_were_lost_is_found_out_by_asking(live_app: Flask) -> None:
+    """Without that it would wait for a person for ever, while the printer prints."""
+    clock = live_app.extensions["clock"]
+    talkative_enough = replace(QUICK, silence=60.0)
+    with printers(["P1S"]) as (printer,), working(live_app, talkative_enough):
+        stand = Stand.build(Farm(live_app, "seller@example.com"), printer, 0, for_us=True)
+        stand.until_heard()
+        before = stand.begin_print()
+        printer.finish_now()
+        stand.prints[before] = "completed"
+        stand.until_over(before)
+        printer.faults.lag_finish_seconds = 2.0 * PRINTER_SPEED
+        eventually(stand.clears_plate)
+        print_id = stand.add_print()
+        eventually(lambda: len(printer.starts) == 2)
+        printer.faults.lose_reports = 1.0
+        printer.advance(600)
+        assert printer.machine.state == "RUNNING"
+        printer.faults.lose_reports = 0.0
+        printer.advance(60)
+        for _ in range(3):
+            clock.forward(seconds=50)
+            # In steps, so that the worker does not take itself for one that has slept past its lease.
+            eventually(lambda: stand.lease_seconds() > 50)
+        eventually(lambda: stand.shown(print_id)["status"] == "started", lambda: stand.tell(print_id))
+        printer.finish_now()
+        stand.prints[print_id] = "completed"
+        stand.until_over(print_id)
+        check_books(live_app, [stand])
 
 
 def restart_workers(app: Flask, models: list[str], restarts: int) -> list[Stand]:
