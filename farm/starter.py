@@ -294,11 +294,12 @@ class Start:
         if kept.state is not IntentState.armed:
             db.session.rollback()
             return None
+        report_age = now - heard_at if heard_at is not None else timedelta.max
         if waiting.status is not PrintStatus.scheduled or waiting.deleted_at is not None:
             reason: str | None = "it was taken back"
         elif waiting.print_file is None or (waiting.print_file.sha256, waiting.plate) != (kept.sha256, kept.plate):
             reason = "its file was changed while another one was on the way"
-        elif heard_at is None or now - heard_at > FRESH_FOR:
+        elif report_age > FRESH_FOR:
             reason = "the printer did not answer in time"
         elif _mapping(verdict) != kept.mapping:
             reason = verdict.sentence or "its filament was moved to another place"
@@ -318,7 +319,7 @@ class Start:
         )
         checks = {
             **verdict.as_checks(),
-            "report_age_seconds": round((now - heard_at).total_seconds(), 3),
+            "report_age_seconds": round(report_age.total_seconds(), 3),
             "printer_was": self.link.state.state.value,
         }
         published = count_changed(

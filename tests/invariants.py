@@ -49,12 +49,7 @@ def assert_invariants(app: Flask, printers: Iterable[SimulatedPrinter] = ()) -> 
 
 def _counted_at_the_printers(intents: Sequence[StartIntent], printers: Sequence[SimulatedPrinter]) -> Iterable[str]:
     """At most one `project_file` a start, none without one, none that was never written down as sent."""
-    serials = {
-        printer_id: serial
-        for printer_id, serial in db.session.execute(
-            sa.select(PrinterConnection.printer_id, PrinterConnection.serial_number)
-        )
-    }
+    serials = dict(db.session.execute(sa.select(PrinterConnection.printer_id, PrinterConnection.serial_number)).all())
     known = {(serials[intent.printer_id], str(intent.submission_id)): intent for intent in intents}
     for printer in printers:
         counted = Counter(start.subtask_id for start in printer.starts)
@@ -110,7 +105,7 @@ def _history(intents: Sequence[StartIntent]) -> Iterable[str]:
         story = events[each.id]
         for before, after in pairwise(story):
             if before.to_status is not after.from_status:
-                yield f"print {each.id} was {before.to_status} and then became {after.to_status} from {after.from_status}"
+                yield f"print {each.id} was {before.to_status}, then went from {after.from_status} to {after.to_status}"
         if story and story[-1].to_status is not each.status:
             yield f"print {each.id} is {each.status}, its last event tells {story[-1].to_status}"
         kinds = Counter(event.kind for event in story)

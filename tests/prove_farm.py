@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -233,7 +233,7 @@ class World:
         assert self.farm.post(f"{url}/start").status_code == 200
 
     def _pass_time(self, shown: dict[int, Shown]) -> None:
-        """Nobody here has the minutes that a start may stay unconfirmed: once one is, the farm's time is set forward."""
+        """Nobody here has the minutes that a start may stay unconfirmed: when one does, time is set forward."""
         now = time.monotonic()
         silent = {
             station.printer_id

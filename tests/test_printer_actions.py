@@ -466,9 +466,7 @@ BAD: dict[str, list[tuple[dict[str, Any], set[str]]]] = {
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_bad_shapes_are_refused_with_every_fault_by_name(
-    farm: Farm, linked_id: int, clock: Clock, action: str
-) -> None:
+def test_bad_shapes_are_refused_with_every_fault_by_name(farm: Farm, linked_id: int, clock: Clock, action: str) -> None:
     hear(farm, linked_id, clock, "idle")
     for body, faulty in BAD[action]:
         answer = farm.post(f"/api/printers/{linked_id}/{action}", body)

@@ -60,7 +60,11 @@ def reference_fields(document: ApiDocument, schema: dict[str, Any], depth: int =
         inner = document.follow(field.schema.get("items", field.schema))
         if inner.get("properties"):
             assert not reference_fields(document, inner, depth + 1), f"{field.name} holds references: teach the walk"
-        if field.name.endswith("_id") and "string" not in field.schema.get("type", ()) and field.name not in NO_REFERENCES:
+        if (
+            field.name.endswith("_id")
+            and "string" not in field.schema.get("type", ())
+            and field.name not in NO_REFERENCES
+        ):
             found.append(field.name)
     return found
 
