@@ -23,6 +23,13 @@ from models import db
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 15_000
 MIGRATION_LOCK_ID = 0x6661726D
+POSTGRESQL = {
+    "timezone": "utc",
+    "statement_timeout": 30_000,
+    "lock_timeout": 10_000,
+    # A process that is frozen in a transaction, as with its whole computer, would hold its rows for ever.
+    "idle_in_transaction_session_timeout": 30_000,
+}
 READ_ONLY = re.compile(r"\s*(SELECT|PRAGMA|EXPLAIN|WITH)\b", re.IGNORECASE)
 
 
@@ -50,7 +57,7 @@ def engine_options(url: str) -> dict[str, Any]:
             "pool_pre_ping": True,
             "pool_size": 20,
             "max_overflow": 20,
-            "connect_args": {"options": "-c timezone=utc -c statement_timeout=30000 -c lock_timeout=10000"},
+            "connect_args": {"options": " ".join(f"-c {name}={value}" for name, value in POSTGRESQL.items())},
         }
     return {**json, "connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
 

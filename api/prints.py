@@ -228,8 +228,10 @@ def _refuse_contradiction(changed: ScheduledPrint, status: PrintStatus, printer_
     snapshot = connection.snapshot or {}
     is_running = snapshot.get("state") in RUNNING_STATES
     is_ours = snapshot.get("current_print_id") == changed.id
-    # Where we only watch, a person began the print, and the printer reports it by a name that is none of ours.
-    if status is PrintStatus.started and not (is_running and is_ours) and not why_only_watched(connection):
+    # Where we only watch, a person began the print, and the printer reports it by a name that is none of ours. A start
+    # that was never confirmed may have run and ended while nobody listened: of that only a person can tell.
+    may_be_news = why_only_watched(connection) or _has_intent(changed, (IntentState.unknown,))
+    if status is PrintStatus.started and not (is_running and is_ours) and not may_be_news:
         raise Conflict("The printer does not report that this print is running.", code="printer_says_otherwise")
     if changed.status is PrintStatus.started and status in ENDED_STATUSES and is_running and is_ours:
         raise Conflict("The printer reports that this print is still running.", code="printer_says_otherwise")

@@ -242,7 +242,11 @@ def look_over(
         if row.waiting_reason != reason:
             told.setdefault((status, reason), []).append(row.id)
 
+    being_started = _print_being_started(printer.id) if facts.has_open_start else None
     for row in rows:
+        if row.id == being_started:
+            # Its own start says why it waits.
+            continue
         if row.status is PrintStatus.queued and not printer.auto_start:
             tell(row, row.status, HELD if row.held_at is not None else None)
             continue
@@ -266,6 +270,13 @@ def look_over(
         return Outlook(None, None, look_again_at)
     chosen_id, chosen_verdict = chosen
     return Outlook(db.session.get_one(ScheduledPrint, chosen_id), chosen_verdict, look_again_at)
+
+
+def _print_being_started(printer_id: int) -> int | None:
+    """A printer has at most one start that is open."""
+    return db.session.execute(
+        sa.select(StartIntent.print_id).where(StartIntent.printer_id == printer_id, OPEN_START)
+    ).scalar_one_or_none()
 
 
 def _plates_of(rows: Iterable[Any]) -> dict[tuple[int, int], PlateFacts | None]:

@@ -203,6 +203,9 @@ class World:
                 self._try_again(station, print_id)
         elif shown.intent is IntentState.unknown and str(shown.submission_id) not in station.wire_starts:
             self._try_again(station, print_id)
+        elif shown.intent is IntentState.unknown and station.ended_at_printer == print_id:
+            # It broke off as the one before had, while nobody listened: the printer's report cannot tell the two apart.
+            self._tell_the_end(print_id)
         elif shown.intent is None and shown.waiting_reason == "plate not cleared":
             self.clear_plate(station)
 
@@ -231,6 +234,13 @@ class World:
         assert taken_back.status_code == 200, taken_back.text
         self.clear_plate(station)
         assert self.farm.post(f"{url}/start").status_code == 200
+
+    def _tell_the_end(self, print_id: int) -> None:
+        self.asked_person += 1
+        url = f"/api/bambu/scheduled-prints/{print_id}"
+        for body in ({"status": "started"}, {"status": "failed", "failed_reason": "seen at the printer"}):
+            # 409: the worker was faster.
+            assert self.farm.put(url, body).status_code in (200, 409), body
 
     def _pass_time(self, shown: dict[int, Shown]) -> None:
         """Nobody here has the minutes that a start may stay unconfirmed: when one does, time is set forward."""

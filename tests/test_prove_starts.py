@@ -56,9 +56,9 @@ def test_a_worker_killed_at_each_crash_point_and_at_random_starts_nothing_twice_
 def test_a_thousand_kills(database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) -> None:
     """A hundred a time: `-k "kills and 3"` repeats the fourth of them."""
     began = time.monotonic()
-    with world(database_url, tmp_path, 6, seed=seed) as farm:
+    with world(database_url, tmp_path, 10, seed=seed) as farm:
         farm.haste = 0.002
-        farm.storm(random_points(100, seed), lanes=4)
+        farm.storm(random_points(100, seed), lanes=6)
         farm.check()
         with capsys.disabled():
             print(f"\nseed {seed}, {time.monotonic() - began:.0f} s\n{farm.table()}")
@@ -149,6 +149,26 @@ def test_a_worker_frozen_in_the_transaction_that_arms_a_start_sends_nothing_when
         eventually(lambda: other.marks)
         frozen.thaw()
         eventually(lambda: has_begun(farm, farm.stations[0]), farm.tell)
+        farm.drain()
+        assert_nothing_left_late(farm, frozen)
+        farm.check()
+
+
+@pytest.mark.prove
+def test_on_postgresql_a_worker_frozen_in_a_transaction_holds_up_the_others_for_half_a_minute_at_most(
+    database_url: str, tmp_path: Path
+) -> None:
+    if not database_url.startswith("postgresql"):
+        pytest.skip("SQLite has no time limit for a transaction, and all its processes are on one computer")
+    with world(database_url, tmp_path, 2, lease=LEASE_SECONDS) as farm:
+        frozen = farm.workers.worker("publishing", number=signal.SIGSTOP)
+        farm.release(farm.stations[0])
+        eventually(lambda: frozen.is_stopped, lambda: frozen.marks)
+        farm.workers.worker()
+        eventually(lambda: has_begun(farm, farm.stations[0]), farm.tell)
+        frozen.thaw()
+        eventually(lambda: "went on" in frozen.marks)
+        farm.release(farm.stations[1])
         farm.drain()
         assert_nothing_left_late(farm, frozen)
         farm.check()

@@ -296,7 +296,7 @@ class StartMachine(RuleBasedStateMachine):
         self.world.reset()
         self.printer = self.world.printer
         self.foreign = 0
-        self.begun_before_judgement: dict[int, bool] = {}
+        self.judged: set[int] = set()
         self.ended_by_person: set[int] = set()
         self.has_looked = False
         self.settle_down()
@@ -717,11 +717,10 @@ class StartMachine(RuleBasedStateMachine):
             ran = str(intent.submission_id) in printer.began
             was_told = intent.confirmed_at is not None and intent.reason != "a person said so"
             assert ran or not was_told, "taken for started, and it never was"
-            if (intent.reason or "").endswith(
-                "the printer never began it"
-            ) and intent.id not in self.begun_before_judgement:
-                self.begun_before_judgement[intent.id] = ran
-                assert not ran, "taken for never started while it ran"
+            if (intent.reason or "").endswith("never began it") and intent.id not in self.judged:
+                self.judged.add(intent.id)
+                runs = printer.is_active and printer.submission_id == str(intent.submission_id)
+                assert not runs, "taken for never started while it runs"
             left = intent.remote_name in printer.files
             assert intent.is_file_on_printer or not left, "a file was left on the card, and nobody knows"
             if intent.state in (IntentState.confirmed, IntentState.unknown) and intent.ended_at is None:

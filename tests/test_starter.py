@@ -392,6 +392,15 @@ def test_a_start_that_is_never_confirmed_waits_for_a_person_s_word(bench: Bench)
     assert bench.intents() == [IntentState.not_started, IntentState.published]
 
 
+def test_a_print_that_is_being_started_goes_on_saying_so_itself(bench: Bench) -> None:
+    bench.start()
+    said = bench.reason
+    assert said == "sent to the printer, waiting for it to begin"
+    bench.farm.add_print(bench.printer_id, print_file_id=bench.file["id"], status="scheduled")
+    bench.start()
+    assert bench.reason == said
+
+
 def test_an_edit_during_a_start_is_refused(bench: Bench) -> None:
     bench.start()
     path = f"/api/bambu/scheduled-prints/{bench.print_id}"
