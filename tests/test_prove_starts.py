@@ -112,6 +112,7 @@ def assert_nothing_left_late(farm: World, frozen: WorkerProcess) -> None:
     assert str(intent.submission_id) not in station.wire_starts
 
 
+@pytest.mark.prove
 def test_a_worker_frozen_past_its_lease_sends_nothing_when_it_goes_on(database_url: str, tmp_path: Path) -> None:
     with world(database_url, tmp_path, len(FROZEN_AT), lease=LEASE_SECONDS) as farm:
         frozen = [farm.workers.worker(step, number=signal.SIGSTOP) for step in FROZEN_AT]
@@ -136,6 +137,7 @@ def test_a_worker_frozen_past_its_lease_sends_nothing_when_it_goes_on(database_u
         farm.check()
 
 
+@pytest.mark.prove
 def test_a_worker_frozen_in_the_transaction_that_arms_a_start_sends_nothing_when_it_goes_on(
     database_url: str, tmp_path: Path
 ) -> None:

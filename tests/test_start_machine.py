@@ -785,7 +785,7 @@ def run(app: Flask, clock: Clock, *, examples: int, steps: int) -> Counter[str]:
 
 
 def test_whatever_printers_people_clocks_and_crashes_do_a_start_goes_out_at_most_once(app: Flask, clock: Clock) -> None:
-    run(app, clock, examples=15, steps=30)
+    run(app, clock, examples=4, steps=20)
 
 
 @pytest.mark.prove
