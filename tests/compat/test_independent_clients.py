@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ pytestmark = [
 
 @pytest.fixture
 def printer() -> Iterator[SimulatedPrinter]:
-    with SimulatedPrinter(SERIAL, CODE, model="P1S", speed=60, spools=[Spool("PLA", "#FFFFFF")]) as made:
+    spools = [Spool("PLA", "FFFFFFFF"), Spool("PLA", "000000FF", rfid=False)]
+    with SimulatedPrinter(SERIAL, CODE, model="P1S", speed=60, spools=spools) as made:
         yield made
 
 
@@ -37,30 +37,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def talk(program: str, printer: SimulatedPrinter, file: Path, *, on_word: Any = None) -> dict[str, Any]:
-    """What the program saw. `on_word` is called when it asks on stderr for somebody at the printer."""
+def talk(program: str, printer: SimulatedPrinter, file: Path) -> dict[str, Any]:
+    """What the program saw."""
     command = [PYTHON, str(HERE / program), printer.host, str(printer.mqtt_port), str(printer.ftps_port)]
-    with subprocess.Popen(
-        [*command, SERIAL, CODE, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        said: list[str] = []
-
-        def listen(stderr: Any) -> None:
-            for line in stderr:
-                said.append(line)
-                if line.strip() == "press start" and on_word is not None:
-                    on_word()
-
-        listener = threading.Thread(target=listen, args=(process.stderr,))
-        listener.start()
-        try:
-            answer, _ = process.stdout.read(), process.wait(120)
-        finally:
-            process.kill()
-            listener.join(5)
-    assert process.returncode == 0, "".join(said)
-    seen: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    ended = subprocess.run([*command, SERIAL, CODE, str(file)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    seen: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return seen
 
 
@@ -70,16 +52,24 @@ def test_bambulabs_api_uploads_starts_steers_and_reads(printer: SimulatedPrinter
     assert (seen["nozzle_diameter"], seen["light"]) == (0.4, "on")
     assert seen["upload"].startswith("226")
     assert [seen[step] for step in ("started", "paused", "resumed")] == ["RUNNING", "PAUSE", "RUNNING"]
+    assert (seen["speed"], printer.machine.speed_level) == ("124", 3)
     assert seen["stopped"] in ("FAILED", "IDLE")
     assert [start.verdict for start in printer.starts] == ["accepted"]
 
 
-def test_bambu_printer_manager_reads_and_steers_what_was_started_at_the_printer(
+def test_bambu_printer_manager_sets_loads_uploads_starts_steers_and_reads(
     printer: SimulatedPrinter, file: Path
 ) -> None:
-    (printer.files / file.name).write_bytes(file.read_bytes())
-    seen = talk("with_bambu_printer_manager.py", printer, file, on_word=lambda: printer.press_start(file.name))
+    seen = talk("with_bambu_printer_manager.py", printer, file)
     assert seen["model"].endswith("P1S")
     assert seen["bed"] > 0
+    assert (seen["light"], printer.machine.lights["chamber_light"]) == ("False", "off")
+    assert (seen["told"], seen["loaded"], seen["unloaded"]) == ("['PETG']", "1", "True")
+    spool = printer.machine.spool_at((0, 1))
+    assert spool is not None and (spool.filament_id, spool.color) == ("GFG99", "FF0000FF")
+    assert seen["files"] == ["compat.gcode.3mf"]
     assert [seen[step] for step in ("started", "paused", "resumed")] == ["RUNNING", "PAUSE", "RUNNING"]
+    assert (seen["speed"], printer.machine.speed_level) == ("4", 4)
     assert seen["stopped"] in ("FAILED", "IDLE")
+    assert (seen["error"], seen["cleared"]) == (str(0x0300400C), "0")
+    assert [start.verdict for start in printer.starts] == ["accepted"]

@@ -36,6 +36,8 @@ def main(host, mqtt_port, ftps_port, serial, code, file):
     seen["paused"] = eventually(client.get_printer_state, {"PAUSE"})
     client.resume_print()
     seen["resumed"] = eventually(client.get_printer_state, {"RUNNING"})
+    client.set_print_speed_lvl(3)
+    seen["speed"] = eventually(client.get_print_speed, {"124"})
     client.stop_print()
     seen["stopped"] = eventually(client.get_printer_state, {"FAILED", "IDLE"})
     client.stop()
