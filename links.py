@@ -17,7 +17,7 @@ from flask import Flask
 from api.context import Parts
 from bambu_client import Answer, Heard, LinkStatus, LinkTimings, PrinterAddress, PrinterLink
 from bambu_files import PrinterStorage
-from bambu_report import PrinterState
+from bambu_report import ACTIVE, PrinterState
 from cloud_links import CloudLinks, CloudRow
 from farm import tracker
 from farm.leases import LEASE, Lease, keep_leases, release_leases
@@ -198,7 +198,11 @@ class Links:
         held = self._current(key)
         if held is not None:
             held.is_due = held.is_due or _bears_on_starting(held.state, heard.after)
-            self._recorder.heard(held, heard.after, heard.heard_at)
+            begins = heard.after.state in ACTIVE and held.state.state not in ACTIVE
+            self._recorder.heard(held, heard.after, heard.heard_at, is_whole=heard.full)
+            if begins and not heard.full:
+                # Whose print it is may stand in another part, and that may have been lost.
+                held.link.ask_full_report()
 
     def _answered(self, key: tuple[int, int], answer: Answer) -> None:
         held = self._current(key)

@@ -16,7 +16,7 @@ from flask import Flask
 
 from api.context import Parts
 from bambu_client import LinkStatus
-from bambu_report import PrinterState
+from bambu_report import ACTIVE, PrinterState
 from farm import tracker
 from farm.leases import Lease
 from farm.status import snapshot_of
@@ -35,6 +35,8 @@ class Watched:
     lease: Lease
     state: PrinterState = field(default_factory=PrinterState)
     in_state_since: datetime | None = None
+    # A full report came since the printer is at work: before, a part may be missing that tells whose print it is.
+    is_known_whole: bool = False
     # When time alone may change what that state means.
     settles_at: list[datetime] = field(default_factory=list)
     heard_at: datetime | None = None
@@ -77,16 +79,21 @@ class Recorder:
             db.session.commit()
         log.info("link", printer_id=watched.printer_id, status=status.value, reason=reason)
 
-    def heard(self, watched: Watched, state: PrinterState, heard_at: datetime) -> None:
+    def heard(self, watched: Watched, state: PrinterState, heard_at: datetime, *, is_whole: bool = True) -> None:
+        """`is_whole`: it was a full report."""
         if not state.known:
             # The parts that a connection may begin with: what was written down stands until it has told the whole.
             return
         if watched.in_state_since is None or state.state is not watched.state.state:
             watched.in_state_since = heard_at
             watched.settles_at = tracker.settling_moments(state, heard_at)
+        if state.state in ACTIVE and watched.state.state not in ACTIVE:
+            watched.is_known_whole = False
+        watched.is_known_whole = watched.is_known_whole or is_whole
         watched.state, watched.heard_at, watched.is_unsaved = state, heard_at, True
         news = (
             *(state.known, state.state, state.submission_id, state.job_name, state.print_error, state.cancelled),
+            watched.is_known_whole,
             # How far a print that is not ours has come needs no database.
             state.progress_percent if watched.current_print_id is not None else None,
         )
@@ -108,6 +115,7 @@ class Recorder:
                 watched.state,
                 in_state_since=watched.in_state_since,
                 heard_at=watched.heard_at,
+                is_whole=watched.is_known_whole,
                 now=self._clock(),
                 limits=self._limits,
             )
@@ -125,6 +133,11 @@ class Recorder:
         that is never confirmed. Returns the printers to be asked for a full report."""
         now = self._clock()
         by_printer = {watched.printer_id: watched for watched in everything}
+        for watched in by_printer.values():
+            if watched.in_state_since is not None and watched.in_state_since > now:
+                # A clock that was set back must not stop all settling until it has caught up.
+                watched.in_state_since = now
+                watched.settles_at = tracker.settling_moments(watched.state, now)
         with self._app.app_context():
             awaited = tracker.watch_starts(list(by_printer), now=now)
             db.session.commit()

@@ -49,6 +49,17 @@ STOPPED_BY_PERSON = "stopped by a person"
 AWAITING = (IntentState.published, IntentState.unknown)
 # Written out in the statement: a partial index serves only a condition that names its values.
 AWAITED: sa.BindParameter[Any] = sa.bindparam("awaited", list(AWAITING), expanding=True, literal_execute=True)
+# A person recorded the end of a print, and its printer has nothing new to say: its start has ended all the same.
+ENDED_BY_HAND = (
+    sa.select(StartIntent.printer_id)
+    .join(ScheduledPrint, ScheduledPrint.id == StartIntent.print_id)
+    .where(
+        StartIntent.is_file_on_printer,
+        StartIntent.ended_at.is_(None),
+        StartIntent.state == IntentState.confirmed,
+        ScheduledPrint.status != PrintStatus.started,
+    )
+)
 
 
 def apply(
@@ -59,11 +70,13 @@ def apply(
     now: datetime,
     limits: StageLimits,
     heard_at: datetime | None = None,
+    is_whole: bool = True,
 ) -> int | None:
     """What a printer's present state means; returns the id of the print of ours that it concerns. The caller commits.
 
     `in_state_since`: when the state's activity was first heard; `heard_at`: when the state was heard last, now if not
-    given. Safe to call again with the same state.
+    given. `is_whole`: a full report came since the printer is at work; before, a part may be missing that tells whose
+    print it is. Safe to call again with the same state.
     """
     if not state.known:
         return None
@@ -81,8 +94,9 @@ def apply(
             _end(intent, ours, state, settled_for=settled_for, now=now, limits=limits)
         if ours.status is PrintStatus.started and state.progress_percent is not None:
             ours.progress_percent = max(0, min(100, state.progress_percent))
-    _see_foreign_print(printer, state, intent, now)
-    _miss_ours(printer, state, intent, settled_for=settled_for, heard_at=heard_at or now, now=now, limits=limits)
+    if is_whole or state.state not in ACTIVE:
+        _see_foreign_print(printer, state, intent, now)
+        _miss_ours(printer, state, intent, settled_for=settled_for, heard_at=heard_at or now, now=now, limits=limits)
     _settle_commands(printer, state, now)
     is_current = ours is not None and (ours.status is PrintStatus.started or state.state in ACTIVE)
     return ours.id if is_current and ours is not None else None
@@ -379,6 +393,8 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
             awaited.ask.append(intent.printer_id)
         if now - published_at > START_SETTLES_IN:
             awaited.judge.append(intent.printer_id)
+    ended_by_hand = db.session.execute(ENDED_BY_HAND).scalars()
+    awaited.judge.extend(printer_id for printer_id in ended_by_hand if printer_id in printer_ids)
     return awaited
 
 

@@ -50,7 +50,11 @@ def assert_invariants(app: Flask, printers: Iterable[SimulatedPrinter] = ()) -> 
 def _counted_at_the_printers(intents: Sequence[StartIntent], printers: Sequence[SimulatedPrinter]) -> Iterable[str]:
     """At most one `project_file` a start, none without one, none that was never written down as sent."""
     serials = dict(db.session.execute(sa.select(PrinterConnection.printer_id, PrinterConnection.serial_number)).all())
-    known = {(serials[intent.printer_id], str(intent.submission_id)): intent for intent in intents}
+    known = {
+        (serials[intent.printer_id], str(intent.submission_id)): intent
+        for intent in intents
+        if intent.printer_id in serials
+    }
     for printer in printers:
         counted = Counter(start.subtask_id for start in printer.starts)
         for submission_id, times in counted.items():
