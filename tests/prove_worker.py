@@ -117,15 +117,20 @@ class Marks:
         with self._lock:
             self._seen[step] += 1
             is_time = (step, self._seen[step]) == (self._orders.step, self._orders.times)
-        if is_time:
+        if is_time and self._orders.number == signal.SIGSTOP:
+            self._freeze()
+        elif is_time:
             self.write("signal")
             os.kill(os.getpid(), self._orders.number)
-            if self._orders.number == signal.SIGSTOP:
-                while not Path(f"{self._orders.log}.go").exists():
-                    # Only another thread was to go on: see WorkerProcess.let_breathe.
-                    time.sleep(0.02)
-                    os.kill(os.getpid(), signal.SIGSTOP)
-                self.write("went on")
+
+    def _freeze(self) -> None:
+        self.write("signal")
+        while not Path(f"{self._orders.log}.go").exists():
+            # To this thread: one to the process lets its sender run on for a moment.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+            # Until it is thawed only the other threads may go on: see WorkerProcess.let_breathe.
+            time.sleep(0.02)
+        self.write("went on")
 
 
 def be_worker(app: Flask, spec: Spec, orders: Orders) -> None:
@@ -147,13 +152,11 @@ def main() -> None:
     spec = Spec(**json.loads(sys.argv[1]))
     configure_logging()
     app = spec.make_app()
-    # Nobody waits for the dead: they are gone at once.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Nobody waits for the dead, so that a process id stays theirs: a test goes on to send signals there.
     made = []
     for line in sys.stdin:
         orders = Orders(**json.loads(line))
         if (pid := os.fork()) == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(2, 1)
             be_worker(app, spec, orders)
@@ -162,24 +165,28 @@ def main() -> None:
         print(pid, flush=True)
     for pid in made:
         # Whoever asked for them is gone.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """A worker that a test made. The process id is not another's soon: ids are given out in turn."""
+    """A worker that a test made; its process id is its own for as long as the nursery is open."""
 
     pid: int
     log: Path
 
     @property
+    def _state(self) -> str:
+        """One letter, see proc(5)."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    @property
     def is_alive(self) -> bool:
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+        return self._state != "Z"
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._state == "T"
 
     @property
     def told(self) -> list[tuple[str, float]]:
@@ -191,15 +198,8 @@ class WorkerProcess:
     def marks(self) -> list[str]:
         return [word for word, _ in self.told]
 
-    @property
-    def is_stopped(self) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-        return False
-
     def send(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        os.kill(self.pid, number)
 
     def let_breathe(self) -> None:
         """While it is frozen where it was told to. All its threads are, and one may hold a lock of the database, which
@@ -207,8 +207,11 @@ class WorkerProcess:
         self.send(signal.SIGCONT)
 
     def thaw(self) -> None:
+        """It goes on where it was told to freeze."""
         Path(f"{self.log}.go").touch()
-        self.send(signal.SIGCONT)
+        while "went on" not in self.marks:
+            self.send(signal.SIGCONT)
+            time.sleep(0.01)
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
