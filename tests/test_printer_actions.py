@@ -17,7 +17,7 @@ from app import create_app
 from bambu_client import generic_profile
 from bambu_report import PrinterActivity, PrinterState, Spool
 from farm.command_proof import came_true, objection, shows, waits_for_report
-from models import CommandKind, CommandState, IntentState, PrinterCommand, db
+from models import CommandKind, CommandState, IntentState, PrinterCommand, StartIntent, db
 from simulator import Plate, SimulatedPrinter, make_sliced_file
 from simulator import Spool as SimulatedSpool
 from tests.conftest import BASE_TIME, Clock, OutsideClient, fresh_database, settings_for
@@ -79,8 +79,9 @@ class Stand:
         worker = Worker(self.worker_app)
         worker.start()
         stack.callback(worker.stop)
-        self.farm = Farm(patient, "seller@example.com")
-        self._impatient = impatient.test_client()
+        # Its calls reach the worker's own process, which looks at once at what they change.
+        self.farm = Farm(self.worker_app, "seller@example.com")
+        self._patient, self._impatient = patient.test_client(), impatient.test_client()
         added = self.farm.add_printer(
             "Left",
             connection_type="bambu_lan",
@@ -101,12 +102,12 @@ class Stand:
         eventually(lambda: self.state in states)
 
     def tell(self, action: str, body: dict[str, Any] | None = None, *, impatient: bool = False) -> Any:
-        path = f"/api/printers/{self.printer_id}/{action}"
-        body = ACTIONS[action] if body is None else body
-        if impatient:
-            headers = {"Authorization": f"Bearer {self.farm.token}"}
-            return self._impatient.post(path, json=body, headers=headers)
-        return self.farm.post(path, body)
+        client = self._impatient if impatient else self._patient
+        return client.post(
+            f"/api/printers/{self.printer_id}/{action}",
+            json=ACTIONS[action] if body is None else body,
+            headers={"Authorization": f"Bearer {self.farm.token}"},
+        )
 
     def heard(self, name: str) -> list[dict[str, Any]]:
         return [each.body for each in self.printer.commands if each.command == name]
@@ -306,8 +307,10 @@ def test_a_filament_change_takes_its_time_and_keeps_prints_from_starting(stand: 
     path = f"/api/printers/{stand.printer_id}/plate-cleared"
     assert farm.post(path, {"print_id": None}).status_code == 200
     made = farm.add_print(stand.printer_id, print_file_id=file["id"], material_type="PLA", status="scheduled")
-    time.sleep(0.7)  # the worker has looked for work at least twice
-    assert (printer.starts, stand.states()[-1]) == ([], CommandState.sent)
+    time.sleep(0.7)  # the worker has looked for work more than once
+    with stand.worker_app.app_context():
+        intents = db.session.execute(sa.select(sa.func.count()).select_from(StartIntent)).scalar_one()
+    assert (intents, printer.starts, stand.states()[-1]) == (0, [], CommandState.sent)
     printer.advance(41)
     eventually(lambda: stand.states()[-1] is CommandState.done)
     eventually(lambda: printer.starts)
