@@ -94,8 +94,10 @@ def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> lis
             event_id=event.id,
             message_id=f"msg_{secrets.token_hex(16)}",
             channel=channel,
+            destination=channel.value,
             target=target,
             payload=payload,
+            next_try_at=event.at,
             created_at=event.at,
         )
         for channel, target in targets
