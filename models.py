@@ -214,7 +214,8 @@ def _in(column: str, low: int | str, high: int | str) -> sa.CheckConstraint:
 
 class User(db.Model):
     __tablename__ = "users"
-    __table_args__ = (_in("latitude", -90, 90), _in("longitude", -180, 180))
+    # In ten-thousandths of a degree, as they are stored.
+    __table_args__ = (_in("latitude", -900_000, 900_000), _in("longitude", -1_800_000, 1_800_000))
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
     username: Mapped[str] = mapped_column(sa.String(255))

@@ -58,8 +58,8 @@ ADDED: dict[str, list[tuple[sa.Column, str]]] = {
 }
 CONSTRAINTS = {
     "users": [
-        "CONSTRAINT ck_users_latitude_range CHECK (latitude >= -90 AND latitude <= 90)",
-        "CONSTRAINT ck_users_longitude_range CHECK (longitude >= -180 AND longitude <= 180)",
+        "CONSTRAINT ck_users_latitude_range CHECK (latitude >= -900000 AND latitude <= 900000)",
+        "CONSTRAINT ck_users_longitude_range CHECK (longitude >= -1800000 AND longitude <= 1800000)",
     ],
     "product_profiles": [
         "CONSTRAINT fk_product_profiles_user_id_shop_id FOREIGN KEY(user_id, shop_id) REFERENCES shops (user_id, id)"
