@@ -12,7 +12,7 @@ import structlog
 
 from errors import Conflict, Invalid, NotFound
 from farm.order_plan import AUTO, USUAL_RULES, OrderPlan, PlanRules, plan_order
-from farm.order_prints import NO_PRINTER_FITS, nothing_fits, order_to_print, plan_chain, printable_lines
+from farm.order_prints import nothing_fits, order_to_print, plan_chain, printable_lines
 from farm.orders import PrintOfOrder, prints_of, production_status_of
 from farm.planner import PlannedPrint
 from farm.staffed import MINUTE
@@ -72,7 +72,7 @@ def schedule_paid_orders(user_id: int, now: datetime, *, rules: PlanRules = USUA
         except (Conflict, Invalid, NotFound) as error:
             db.session.rollback()
             log.info("order_not_scheduled", user_id=user_id, order_id=order_id, reason=error.code)
-            if error.code == NO_PRINTER_FITS:
+            if error.code == "no_printer_fits":
                 misfits.add(needs)
             continue
         db.session.commit()

@@ -16,8 +16,6 @@ from farm.planner import PlannedPrint, PlanRefused, plan_prints
 from farm.staffed import MINUTE
 from models import OPEN_STATUSES, Order, OrderItem, OrderStatus, PrintFile, ProductionStatus, ProductProfile, db
 
-NO_PRINTER_FITS = "no_printer_fits"
-
 # Built once: a statement takes longer to build than to run.
 ALL_PROFILES = (
     sa.select(ProductProfile)
@@ -142,21 +140,16 @@ def plan_chain(
 def _refuse_guessing(
     lines: Sequence[OrderItem], found: Mapping[OrderItem, LinePlates], allowed: Collection[Why]
 ) -> None:
-    unseen = [line for line in lines if waits_for_person(line)]
+    unseen = [_of_line(line, "see what the buyer wants on it, and say so") for line in lines if waits_for_person(line)]
     if unseen:
-        raise _held(
-            "personalization_not_seen",
-            dict.fromkeys(unseen, "see what the buyer wants on it, and say that it may be printed"),
-        )
-    unclear = {line: found[line] for line in lines if found[line].why not in (None, *allowed)}
+        raise Conflict(f"{'. '.join(unseen[:3])}.", code="personalization_not_seen", fields={"items": unseen})
+    unclear = [_of_line(line, found[line].sentence) for line in lines if found[line].why not in (None, *allowed)]
     if unclear:
-        raise _held("mapping_unclear", {line: each.sentence.rstrip(".") for line, each in unclear.items()})
+        raise Conflict(f"{'. '.join(unclear[:3])}.", code="mapping_unclear", fields={"items": unclear})
 
 
-def _held(code: str, reasons: Mapping[OrderItem, str]) -> Conflict:
-    """Why nothing is made, line by line."""
-    sentences = [f"Line {line.id} ({line.title}): {reason}" for line, reason in reasons.items()]
-    return Conflict(f"{'. '.join(sentences[:3])}.", code=code, fields={"items": sentences})
+def _of_line(line: OrderItem, sentence: str) -> str:
+    return f"Line {line.id} ({line.title}): {sentence.rstrip('.')}"
 
 
 def _refuse_unprintable(order: Order) -> None:
@@ -172,9 +165,9 @@ def _refuse_unprintable(order: Order) -> None:
 def nothing_fits(plan: OrderPlan) -> Conflict:
     """Why nothing is scheduled, printer by printer."""
     if not plan.refused:
-        return Conflict("There is no printer to print this order on yet.", code=NO_PRINTER_FITS)
+        return Conflict("There is no printer to print this order on yet.", code="no_printer_fits")
     reasons = [f"{each.name}: {'; '.join(each.reasons)}" for each in plan.refused]
     name = next(run.planned.job_name for run in plan.runs if run.printer_id is None)
     return Conflict(
-        f"No printer takes {name}. {'. '.join(reasons[:3])}.", code=NO_PRINTER_FITS, fields={"printer_id": reasons}
+        f"No printer takes {name}. {'. '.join(reasons[:3])}.", code="no_printer_fits", fields={"printer_id": reasons}
     )

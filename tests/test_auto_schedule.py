@@ -324,6 +324,18 @@ def test_what_fits_no_printer_waits_and_does_not_hold_up_the_others(shop: Farm) 
     assert run(shop) == bowls
 
 
+def test_of_many_orders_that_fit_no_printer_one_is_tried(shop: Farm) -> None:
+    plate = Plate(minutes=30, filaments=[("PETG", "#FF0000", 20, 7.0)])
+    shop.add_profile("Bowl", sku="B-1", print_file_id=shop.add_file(make_sliced_file(None, [plate]))["id"])
+    counts = []
+    for _ in range(2):
+        shop.add_order({"title": "Bowl", "sku": "B-1", "quantity": 1})
+        with statements(shop.app) as seen:
+            assert run(shop) == []
+        counts.append(len(seen))
+    assert counts[0] == counts[1]
+
+
 def test_a_long_list_is_taken_in_pieces(shop: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etsy_api, "MAX_ORDERS_AT_ONCE", 2)
     ids = [shop.add_order(vase())["id"] for _ in range(3)]

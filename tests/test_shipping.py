@@ -16,13 +16,14 @@ from requests.adapters import HTTPAdapter
 from farm.orders import PrintOfOrder
 from farm.shipping import is_same_code, unfinished
 from models import Order, OrderItem, OrderStatus, PrintStatus, ProductionStatus, Shop, db
-from simulator.etsy import SimulatedEtsy
+from simulator.etsy import ReceiptLine, SimulatedEtsy, make_receipt
 from tests import etsy_contract
 from tests.apps import another_app
 from tests.conftest import Clock
 from tests.etsy_bench import (
     KEYSTRING,
     SHARED_SECRET,
+    YESTERDAY,
     access_of,
     add,
     calls_to,
@@ -347,6 +348,21 @@ def test_tracking_that_etsy_has_dropped_is_said_and_no_second_mail_goes_out(
     sync(seller.app, shop_id)
     assert seller.get(f"/api/orders/{order_id}").json["ship_error"] == told["reason"]
     assert len(etsy.shipments) == 1
+
+
+@pytest.mark.parametrize("after_effect", [False, True])
+def test_a_success_without_the_code_in_it_is_not_believed(
+    seller: Farm, etsy: SimulatedEtsy, shop_id: int, after_effect: bool
+) -> None:
+    order_id = order_at_etsy(seller, etsy, shop_id)
+    as_before = make_receipt(receipt_id=1, lines=[ReceiptLine("Vase")], ordered_at=YESTERDAY)
+    etsy.fail_next(200, as_before, after_effect=after_effect, skip=1)
+    answer = ship(seller, order_id)
+    if after_effect:
+        assert answer.json["etsy"] == {"sent": True, "tracking_stored": True, "reason": None}
+    else:
+        assert (answer.status_code, answer.json["code"]) == (502, "ship_unknown")
+        assert seller.get(f"/api/orders/{order_id}").json["production_status"] == "printed"
 
 
 def test_what_the_seller_has_shipped_at_etsy_is_not_sent_again(
