@@ -106,7 +106,8 @@ class Recorder:
         if watched.in_state_since is None:
             return
         with self._app.app_context():
-            printer = db.session.get(Printer, watched.printer_id)
+            # First of all locks, as everywhere: the printer, its gate, the print, the start.
+            printer = db.session.get(Printer, watched.printer_id, with_for_update={"key_share": True})
             if printer is None or printer.deleted_at is not None:
                 return
             before = watched.current_print_id
