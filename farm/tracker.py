@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 import structlog
 
+import notifications
 from bambu_client import Answer, explain
 from bambu_report import ACTIVE, PrinterActivity, PrinterState
+from farm.alerts import UNCONFIRMED, needs_person
 from farm.command_proof import came_true
 from farm.gates import clear, gate_of, occupy
 from farm.materials import StageLimits
@@ -45,6 +47,7 @@ START_SETTLES_IN = timedelta(seconds=300)
 FINISH_SETTLES_IN = timedelta(seconds=2)
 ASK_AFTER = timedelta(seconds=30)
 UNCONFIRMED_AFTER = timedelta(seconds=150)
+UNCONFIRMED_SENTENCE = "sent to the printer, which does not confirm it: look at the printer, then say what happened"
 STOPPED_BY_PERSON = "stopped by a person"
 AWAITING = (IntentState.published, IntentState.unknown)
 # Written out in the statement: a partial index serves only a condition that names its values.
@@ -82,6 +85,11 @@ def apply(
         return None
     settled_for = now - in_state_since
     intent = _intent_of(printer, state)
+    if intent is not None and intent.ended_at is None and state.state not in ACTIVE:
+        # The end of a print adds to its printer's hours, and locks are taken in one order: the printer comes first.
+        db.session.execute(
+            sa.select(Printer.id).where(Printer.id == printer.id).with_for_update(key_share=True)
+        ).one_or_none()
     ours = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True) if intent is not None else None
     _see_plate(printer, state, ours)
     if intent is not None and ours is not None:
@@ -279,17 +287,17 @@ def _ask_to_look(ours: ScheduledPrint, state: PrinterState, now: datetime) -> No
     if ours.needs_look is not None:
         return
     ours.needs_look = sentence
-    db.session.add(
-        PrintEvent(
-            user_id=ours.user_id,
-            printer_id=ours.printer_id,
-            print_id=ours.id,
-            kind="print.needs_look",
-            reason=sentence,
-            details={},
-            at=now,
-        )
+    event = PrintEvent(
+        user_id=ours.user_id,
+        printer_id=ours.printer_id,
+        print_id=ours.id,
+        kind="print.needs_look",
+        reason=sentence,
+        details={},
+        at=now,
     )
+    db.session.add(event)
+    notifications.fan_out(event, of_print=ours)
 
 
 def _never_started(
@@ -388,7 +396,7 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
             intent.report_asked_at = now
             awaited.ask.append(intent.printer_id)
         if intent.state is IntentState.published and now - published_at > UNCONFIRMED_AFTER:
-            _mark_unconfirmed(intent)
+            _mark_unconfirmed(intent, now)
             # The report that said it had begun may have been lost.
             awaited.ask.append(intent.printer_id)
         if now - published_at > START_SETTLES_IN:
@@ -398,12 +406,11 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
     return awaited
 
 
-def _mark_unconfirmed(intent: StartIntent) -> None:
+def _mark_unconfirmed(intent: StartIntent, now: datetime) -> None:
     intent.state = IntentState.unknown
     waiting = db.session.get_one(ScheduledPrint, intent.print_id)
-    waiting.waiting_reason = (
-        "sent to the printer, which does not confirm it: look at the printer, then say what happened"
-    )
+    waiting.waiting_reason = UNCONFIRMED_SENTENCE
+    needs_person(waiting, UNCONFIRMED, UNCONFIRMED_SENTENCE, at=now)
     log.warning("start_unconfirmed", print_id=intent.print_id, printer_id=intent.printer_id)
 
 

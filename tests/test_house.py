@@ -228,6 +228,7 @@ def test_a_view_commits_as_its_last_act() -> None:
 STATUSES_WRITTEN = {
     "models.move_to: self.status",
     "etsy_api.upsert_order: order.status",
+    "api.deliveries.replay_delivery: delivery.status",
     "notifications.drain: delivery.status",
 }
 
@@ -288,6 +289,7 @@ BROAD = {
     "bambu.cloud_link._run",
     "bambu.cloud_link._call",
     "bambu_discovery._listen",
+    "live._guarded",
 }
 
 
