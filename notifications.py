@@ -106,45 +106,43 @@ def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> lis
             target=target,
             payload=payload,
             is_urgent=is_urgent,
+            # Kept also while the webhook is off, so that it can be sent once the receiver is back.
+            **OFF if channel is Channel.webhook and wish.webhook_disabled_at is not None else {},
             # Programs take what happens when it happens, one after the other; people do not.
             next_try_at=event.at if channel is Channel.webhook else gathered_at,
             created_at=event.at,
         )
         for channel, target, channel_id in targets
     ]
-    for delivery in deliveries:
-        if delivery.channel is Channel.webhook and wish.webhook_disabled_at is not None:
-            # Kept, so that it can be sent once the receiver is back.
-            delivery.status, delivery.error = DeliveryStatus.failed, SWITCHED_OFF
     db.session.add_all(deliveries)
     return deliveries
 
 
 SWITCHED_OFF = "The webhook is switched off."
+OFF: dict[str, Any] = {"status": DeliveryStatus.failed, "error": SWITCHED_OFF}
+USERS, PRINTERS = User.__table__, Printer.__table__
+PREFERENCES, CHANNELS = PrintNotification.__table__, NotificationChannel.__table__
 WISHES = (
     sa.select(
-        User.email,
-        User.currency,
-        User.timezone,
-        Printer.name.label("printer_name"),
-        *(getattr(PrintNotification, name) for name in DEFAULTS),
-        PrintNotification.quiet_from,
-        PrintNotification.quiet_to,
-        PrintNotification.digest,
-        PrintNotification.digest_at,
-        PrintNotification.webhook_url,
-        PrintNotification.webhook_disabled_at,
-        NotificationChannel.id.label("channel_id"),
-        NotificationChannel.name.label("channel_name"),
+        USERS.c.email,
+        USERS.c.currency,
+        USERS.c.timezone,
+        PRINTERS.c.name.label("printer_name"),
+        *(PREFERENCES.c[name] for name in DEFAULTS),
+        PREFERENCES.c.quiet_from,
+        PREFERENCES.c.quiet_to,
+        PREFERENCES.c.digest,
+        PREFERENCES.c.digest_at,
+        PREFERENCES.c.webhook_url,
+        PREFERENCES.c.webhook_disabled_at,
+        CHANNELS.c.id.label("channel_id"),
+        CHANNELS.c.name.label("channel_name"),
     )
-    .join(Printer, Printer.user_id == User.id)
-    .outerjoin(PrintNotification, PrintNotification.printer_id == Printer.id)
-    .outerjoin(
-        NotificationChannel,
-        sa.and_(NotificationChannel.printer_id == Printer.id, NotificationChannel.is_enabled.is_(True)),
-    )
-    .where(User.id == sa.bindparam("user"), Printer.id == sa.bindparam("printer"))
-    .order_by(NotificationChannel.id)
+    .join(PRINTERS, PRINTERS.c.user_id == USERS.c.id)
+    .outerjoin(PREFERENCES, PREFERENCES.c.printer_id == PRINTERS.c.id)
+    .outerjoin(CHANNELS, sa.and_(CHANNELS.c.printer_id == PRINTERS.c.id, CHANNELS.c.is_enabled.is_(True)))
+    .where(USERS.c.id == sa.bindparam("user"), PRINTERS.c.id == sa.bindparam("printer"))
+    .order_by(CHANNELS.c.id)
 )
 """One row for each further channel, at least one: this runs with every change of a print, so it is one statement."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +24,10 @@ from models import ConnectionStatus, Printer, PrinterConnection, ScheduledPrint,
 
 log = structlog.get_logger()
 
+NEVER = datetime.min.replace(tzinfo=UTC)
+# A P1 suffers from more.
+ASK_AGAIN = timedelta(minutes=5)
+
 
 @dataclass(slots=True, kw_only=True)
 class Watched:
@@ -37,6 +41,9 @@ class Watched:
     in_state_since: datetime | None = None
     # A full report came since the printer is at work: before, a part may be missing that tells whose print it is.
     is_known_whole: bool = False
+    told_whole_at: datetime | None = None
+    # When it was last asked for what decides about a start that it does not confirm.
+    asked_to_tell_at: datetime | None = None
     # When time alone may change what that state means.
     settles_at: list[datetime] = field(default_factory=list)
     heard_at: datetime | None = None
@@ -98,7 +105,8 @@ class Recorder:
             self._settles_next = min(self._settles_next or watched.settles_at[0], watched.settles_at[0])
         if state.state in ACTIVE and watched.state.state not in ACTIVE:
             watched.is_known_whole = False
-        watched.is_known_whole = watched.is_known_whole or is_whole
+        if is_whole:
+            watched.is_known_whole, watched.told_whole_at = True, heard_at
         if watched.spools is not None and spool_changes.differ(watched.state, state):
             watched.spools_moved_at = heard_at
         watched.state, watched.heard_at, watched.is_unsaved = state, heard_at, True
@@ -120,7 +128,8 @@ class Recorder:
         if watched.in_state_since is None:
             return
         with self._app.app_context():
-            printer = db.session.get(Printer, watched.printer_id)
+            # First of all locks, as everywhere: the printer, its gate, the print, the start.
+            printer = db.session.get(Printer, watched.printer_id, with_for_update={"key_share": True})
             if printer is None or printer.deleted_at is not None:
                 return
             before = watched.current_print_id
@@ -128,7 +137,7 @@ class Recorder:
                 printer,
                 watched.state,
                 in_state_since=watched.in_state_since,
-                heard_at=watched.heard_at,
+                told_whole_at=watched.told_whole_at or NEVER,
                 is_whole=watched.is_known_whole,
                 now=self._clock(),
                 limits=self._limits,
@@ -183,8 +192,11 @@ class Recorder:
             due = [moment for moment in watched.settles_at if moment <= now]
             if due:
                 watched.settles_at = watched.settles_at[len(due) :]
-            if due or printer_id in awaited.judge:
+            if due or printer_id in awaited.judge or printer_id in awaited.ended:
                 self.track(watched)
+            if printer_id in awaited.judge and _must_tell(watched, awaited.judge[printer_id], now):
+                watched.asked_to_tell_at = now
+                awaited.ask.append(printer_id)
             if watched.complaints:
                 self._let_go(watched, now)
             if watched.spools_moved_at is not None:
@@ -265,6 +277,13 @@ def _spools_of(printer: Printer, watched: Watched) -> spool_changes.Spools:
         return watched.spools
     before = spool_changes.seen_before(printer.connection.snapshot if printer.connection is not None else None)
     return {**spool_changes.seen_in(watched.state), **before}
+
+
+def _must_tell(watched: Watched, since: datetime, now: datetime) -> bool:
+    """Whether a full report that is newer than `since` is to be asked for: once, and now and then if that is lost."""
+    asked_at = watched.asked_to_tell_at
+    is_told = watched.told_whole_at is not None and watched.told_whole_at > since
+    return not is_told and (asked_at is None or asked_at <= since or now - asked_at >= ASK_AGAIN)
 
 
 SAVE_SNAPSHOT = (
