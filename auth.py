@@ -254,6 +254,8 @@ def get_mine(model: type[Row], row_id: int, *, for_update: bool = False) -> Row:
     if for_update:
         # One that is only marked as deleted keeps its key: nobody who merely refers to it needs to wait.
         query = query.with_for_update(key_share=hasattr(model, "deleted_at"))
+        # As it stands now that it is locked, whatever was read before.
+        query = query.execution_options(populate_existing=True)
     row: Row | None = db.session.execute(query).scalar_one_or_none()
     if row is None:
         raise NotFound

@@ -61,8 +61,10 @@ class Live:
         self._thread: threading.Thread | None = None
         self._is_ready, self._has_news = threading.Event(), threading.Event()
         self._is_stopping = False
-        # A logger of ours: theirs brings a handler of its own, which writes past the log.
+        # A logger of ours: theirs brings a handler of its own, which writes past the log. Below a warning they would
+        # write down what was received, tokens among it.
         logger = logging.getLogger("farm.live")
+        logger.setLevel(logging.WARNING)
         self._socketio = SocketIO(
             app,
             async_mode="threading",

@@ -160,7 +160,8 @@ class Recorder:
         """How long nothing settles by time alone."""
         if self._settles_next is None:
             return at_most
-        return max(0.0, min(at_most, (self._settles_next - self._clock()).total_seconds()))
+        left: float = (self._settles_next - self._clock()).total_seconds()
+        return max(0.0, min(at_most, left))
 
     def settle_on_time(self, everything: Iterable[Watched]) -> None:
         """What a state means from this very moment on: somebody waits to hear that a print is done."""

@@ -118,10 +118,10 @@ class RawClient:
     def status(self) -> int:
         return int(self.answer.split()[1])
 
-    def send(self, payload: bytes, opcode: int = 1) -> None:
-        """A whole frame, masked with zeros."""
+    def send(self, payload: bytes, opcode: int = 1, *, is_last: bool = True) -> None:
+        """A frame, masked with zeros; the last one of its message."""
         length = len(payload)
-        head = bytes([0x80 | opcode])
+        head = bytes([(0x80 if is_last else 0) | opcode])
         if length < 126:
             head += bytes([0x80 | length])
         elif length < 65536:

@@ -353,7 +353,7 @@ def test_a_status_is_told_when_something_shows_and_at_most_once_a_second(farm: F
     assert page.told("printer_status")[-1] == farm.get(path).json
     told = len(page.told("printer_status"))
     clock.forward(seconds=1)
-    set_snapshot(farm, printer["id"], {"state": "printing", "progress_percent": 60})
+    set_snapshot(farm, printer["id"], {"state": "printing", "progress_percent": 60, "nozzles": [0.6]})
     time.sleep(1.3)
     assert len(page.told("printer_status")) == told, "nothing that is shown has changed"
     clock.forward(seconds=91)
@@ -408,6 +408,12 @@ def test_a_message_that_is_too_large_is_not_kept(farm: Farm, port: int, live: Li
             raw.log_in(farm.token)
         raw.send(b"4" * 20_000, opcode)
         raw.read_to_the_end()
+    # One that never ends.
+    endless = RawClient(port)
+    endless.log_in(farm.token)
+    for number in range(20):
+        endless.send(b"4" * 1000, 0 if number else opcode, is_last=False)
+    endless.read_to_the_end()
     eventually(lambda: live.doors() == [])
 
 
