@@ -6,17 +6,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 import orjson
+import sqlalchemy as sa
 import structlog
 from flask import Flask
+from sqlalchemy.orm import joinedload
 
 from channels import Attempt, Mail, MailFailed, MailSender, WebhookSender
 from claims import Endpoint, Load
 from delivery.apprise_post import ApprisePost
 from delivery.letters import mail_of, message_of
-from models import Channel, NotificationChannel, PrintNotification, db
+from farm.plate_pictures import picture_of
+from models import Channel, NotificationChannel, PrintNotification, ScheduledPrint, db
 from notifications import SWITCHED_OFF
 from settings import Settings
 from vault import SealBroken, Vault
@@ -72,6 +76,7 @@ class Courier:
         self._vault: Vault = parts.vault
         self._clock: Callable[[], datetime] = app.extensions["clock"]
         self._public_url: str = parts.settings.public_url.rstrip("/")
+        self._files_dir: Path = parts.settings.files_dir
         self._mail, self._webhooks, self._messages = mail, webhooks, messages
 
     def close(self) -> None:
@@ -138,7 +143,23 @@ class Courier:
             message_id=load.first.message_id,
             public_url=self._public_url,
             zone=load.timezone,
+            picture=self._picture(load),
         )
+
+    def _picture(self, load: Load) -> bytes | None:
+        """Of the plate, for a mail about one print."""
+        of_print = load.first.payload["data"].get("print")
+        if of_print is None or len(load.parcels) > 1:
+            return None
+        with self._app.app_context():
+            query = sa.select(ScheduledPrint).options(joinedload(ScheduledPrint.print_file))
+            found = db.session.execute(
+                query.where(ScheduledPrint.id == of_print["id"], ScheduledPrint.user_id == load.first.user_id)
+            ).scalar_one_or_none()
+            # The file is read by another process, in its time, and no transaction is held for that.
+            db.session.expunge_all()
+            db.session.rollback()
+        return picture_of(found, self._files_dir) if found is not None else None
 
     def _post_message(self, load: Load) -> Tried:
         with self._app.app_context():

@@ -23,6 +23,8 @@ from outbox import Outbox
 from settings import Settings
 
 IN_MEMORY = "memory://"
+# The same, with the host that kombu otherwise warns of.
+IN_MEMORY_URL = "memory://localhost/"
 DUE_SECONDS, SWEEP_SECONDS = 1.0, 15.0
 # A look that nobody took in time is made by the next one.
 EXPIRE_SECONDS = 10.0
@@ -85,7 +87,7 @@ class Rounds:
 
 def make_celery(broker: str) -> Celery:
     """The tasks, for whatever is started in this process."""
-    made = Celery("farm", broker=broker)
+    made = Celery("farm", broker=IN_MEMORY_URL if broker == IN_MEMORY else broker)
     # Celery's threads know no other than the default one.
     made.set_default()
     made.conf.update(

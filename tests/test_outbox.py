@@ -21,6 +21,7 @@ from claims import CLAIM_LIFE, FOLD_MOST
 from delivery.ladder import ENDPOINT_PATIENCE, STEPS
 from models import Channel, Delivery, DeliveryStatus, NotificationChannel, PrintNotification, db
 from outbox import Outbox
+from simulator import Plate, make_sliced_file
 from simulator.sinks import MailSink, WebhookReceiver
 from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
@@ -283,6 +284,17 @@ def test_a_channel_that_is_of_no_use_any_more_fails_with_its_reason(
         session.commit()
     make_outbox(app, clock, messages=Messages()).drain()
     assert [(each.status, each.error) for each in deliveries(farm)] == [(FAILED, reason)]
+
+
+def test_a_mail_about_a_print_shows_its_plate(
+    app: Flask, farm: Farm, printer_id: int, clock: Clock, mail: MailSink
+) -> None:
+    file = farm.add_file(make_sliced_file(None, [Plate(minutes=30)]))
+    made = farm.add_print(printer_id, print_file_id=file["id"])
+    farm.move(made["id"], "started")
+    assert make_outbox(app, clock, mail).drain() == 1
+    kinds = [part.get_content_type() for part in mail.messages[0].walk()]
+    assert kinds.count("image/png") == 1
 
 
 # Folding
@@ -568,7 +580,8 @@ def test_what_a_dead_sender_had_claimed_is_taken_up_again_with_the_same_id(
     assert (waiting.status, waiting.attempts) == (SENDING, 1)
     outbox = make_outbox(app, clock)
     assert outbox.drain() == 0
-    clock.now += CLAIM_LIFE
+    # The figure itself is promised: longer would be a printer's silence.
+    clock.forward(minutes=2)
     assert outbox.drain() == 2
     assert ids(receiver) == [each.message_id for each in deliveries(farm)]
     assert deliveries(farm)[0].attempts == 2

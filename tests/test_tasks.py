@@ -94,6 +94,8 @@ def test_inside_the_process_whatever_is_due_goes_out_though_nobody_told(
 def test_two_workers_of_a_process_share_one_celery_and_each_looks_after_its_own(
     app: Flask, farm: Farm, hooked: int, clock: Clock, receiver: WebhookReceiver
 ) -> None:
+    # Those of the test before notice their end within two seconds.
+    eventually(lambda: not celery_threads())
     with running(app, make_outbox(app, clock)) as second:
         with running(app, make_outbox(app, clock)) as first:
             assert first.is_running and second.is_running
