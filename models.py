@@ -43,6 +43,9 @@ class Base(DeclarativeBase):
 
 db = SQLAlchemy(model_class=Base)
 
+# A partial index serves only a condition that names its values.
+UNSENT = sa.text("status IN ('pending', 'sending')")
+
 
 def count_changed(statement: sa.Update) -> int:
     """Run an UPDATE and say how many rows it changed: how a conditional UPDATE tells who was first."""
@@ -176,6 +179,16 @@ class LedgerKind(StrEnum):
 class Channel(StrEnum):
     email = "email"
     webhook = "webhook"
+    # Any service that an apprise URL names: Discord, ntfy, Home Assistant ...
+    apprise = "apprise"
+
+
+class Digest(StrEnum):
+    """How often mails and messages are gathered into one."""
+
+    off = "off"
+    hourly = "hourly"
+    daily = "daily"
 
 
 class DeliveryStatus(StrEnum):
@@ -400,7 +413,7 @@ class ProductProfile(db.Model):
 
 class Printer(db.Model):
     __tablename__ = "printers"
-    __table_args__ = (sa.UniqueConstraint("user_id", "id"),)
+    __table_args__ = (sa.UniqueConstraint("user_id", "id"), _in("maintenance_every_hours", 1, 100_000))
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(_owner())
     name: Mapped[str] = mapped_column(sa.String(255))
@@ -413,6 +426,10 @@ class Printer(db.Model):
     queue_paused_at: Mapped[datetime | None]
     # What the printer calls a running print that is none of ours: told once, and never touched.
     foreign_print: Mapped[str | None] = mapped_column(sa.String(255))
+    # After so many hours of printing somebody should grease and clean it; None asks for nothing.
+    maintenance_every_hours: Mapped[int | None] = mapped_column(default=250)
+    hours_since_maintenance: Mapped[Decimal] = mapped_column(Scaled(2), default=Decimal(0))
+    maintenance_done_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
@@ -642,14 +659,72 @@ class PrintNotification(db.Model):
     notify_material_change: Mapped[bool] = mapped_column(default=False)
     notify_material_low: Mapped[bool] = mapped_column(default=True)
     notify_maintenance: Mapped[bool] = mapped_column(default=True)
+    notify_printer_offline: Mapped[bool] = mapped_column(default=True)
+    notify_printer_fault: Mapped[bool] = mapped_column(default=True)
+    notify_needs_person: Mapped[bool] = mapped_column(default=True)
     email_enabled: Mapped[bool] = mapped_column(default=True)
+    # "22:00" in the user's zone. Between the two, mails and messages wait, but for the urgent.
+    quiet_from: Mapped[str | None] = mapped_column(sa.String(5))
+    quiet_to: Mapped[str | None] = mapped_column(sa.String(5))
+    digest: Mapped[Digest] = mapped_column(words(Digest, "digest"), default=Digest.off)
+    # When a daily digest goes out, in the user's zone.
+    digest_at: Mapped[str] = mapped_column(sa.String(5), default="08:00")
     webhook_url: Mapped[str | None] = mapped_column(sa.Text)
     webhook_secret_sealed: Mapped[str | None] = mapped_column(sa.Text)
+    # The one before a rotation signs along until then, so that a receiver has a day to change.
+    webhook_old_secret_sealed: Mapped[str | None] = mapped_column(sa.Text)
+    webhook_old_secret_until: Mapped[datetime | None]
+    # Since when nothing has arrived there; five days of that switch it off.
+    webhook_failing_since: Mapped[datetime | None]
+    webhook_disabled_at: Mapped[datetime | None]
+    webhook_disabled_reason: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
     def secret_owner(self, column: str) -> str:
         return f"print_notifications.{column}:{self.user_id}:{self.printer_id}"
+
+
+class NotificationChannel(db.Model):
+    """A further way out for a printer's events: an apprise URL, which is a secret as a whole."""
+
+    __tablename__ = "notification_channels"
+    __table_args__ = (
+        sa.UniqueConstraint("user_id", "id"),
+        _belongs("printer_id", "printers"),
+        sa.Index("ix_notification_channels_printer_id", "printer_id"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(_owner())
+    printer_id: Mapped[int]
+    name: Mapped[str] = mapped_column(sa.String(255))
+    # What apprise calls it, such as "Discord": it may be shown.
+    service: Mapped[str] = mapped_column(sa.String(64))
+    url_sealed: Mapped[str] = mapped_column(sa.Text)
+    is_enabled: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+    @property
+    def secret_owner(self) -> str:
+        return f"notification_channels.url:{self.user_id}:{self.printer_id}"
+
+
+class PrinterAlert(db.Model):
+    """Something that is wrong with a printer: raised and cleared often, told once while it comes and goes."""
+
+    __tablename__ = "printer_alerts"
+    __table_args__ = (_belongs("printer_id", "printers"), sa.UniqueConstraint("printer_id", "key"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(_owner())
+    printer_id: Mapped[int]
+    # "offline", "maintenance", "hms:0300-0100-0001-0007" ...
+    key: Mapped[str] = mapped_column(sa.String(64))
+    raised_at: Mapped[datetime]
+    cleared_at: Mapped[datetime | None]
+    # None: it has not lasted long enough to be told.
+    told_at: Mapped[datetime | None]
+    times: Mapped[int] = mapped_column(default=1)
 
 
 class PrintBatch(db.Model):
@@ -843,10 +918,24 @@ class Delivery(db.Model):
 
     __tablename__ = "deliveries"
     __table_args__ = (
+        sa.UniqueConstraint("user_id", "id"),
         _belongs("printer_id", "printers"),
         _belongs("event_id", "print_events"),
-        sa.UniqueConstraint("event_id", "channel"),
-        sa.Index("ix_deliveries_status", "status", "id"),
+        _belongs("channel_id", "notification_channels"),
+        _belongs("folded_into_id", "deliveries"),
+        sa.UniqueConstraint("event_id", "destination"),
+        sa.Index("ix_deliveries_printer_id", "printer_id", "id"),
+        # One stream is one destination of one printer: what goes there goes in order.
+        sa.Index(
+            "ix_deliveries_stream",
+            "printer_id",
+            "destination",
+            "id",
+            sqlite_where=UNSENT,
+            postgresql_where=UNSENT,
+        ),
+        sa.Index("ix_deliveries_due", "next_try_at", sqlite_where=UNSENT, postgresql_where=UNSENT),
+        sa.Index("ix_deliveries_folded_into_id", "folded_into_id"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(_owner())
@@ -854,14 +943,46 @@ class Delivery(db.Model):
     event_id: Mapped[int]
     message_id: Mapped[str] = mapped_column(sa.String(64), unique=True)
     channel: Mapped[Channel] = mapped_column(words(Channel, "channel"))
+    # "email", "webhook" or "channel:12".
+    destination: Mapped[str] = mapped_column(sa.String(64))
+    channel_id: Mapped[int | None]
     target: Mapped[str] = mapped_column(sa.Text)
     payload: Mapped[dict[str, Any]]
+    # It passes quiet hours and digests.
+    is_urgent: Mapped[bool] = mapped_column(default=False)
     status: Mapped[DeliveryStatus] = mapped_column(words(DeliveryStatus, "status"), default=DeliveryStatus.pending)
+    # All that were ever made, and those of the present ladder, which a replay climbs from its foot.
     attempts: Mapped[int] = mapped_column(default=0)
+    tries: Mapped[int] = mapped_column(default=0)
+    next_try_at: Mapped[datetime]
     claimed_at: Mapped[datetime | None]
+    claimed_by: Mapped[str | None] = mapped_column(sa.String(64))
+    # It went out in the summary that carries that delivery's message id.
+    folded_into_id: Mapped[int | None]
     sent_at: Mapped[datetime | None]
     error: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[datetime]
+
+
+class DeliveryAttempt(db.Model):
+    """One try to send a delivery, and what came of it."""
+
+    __tablename__ = "delivery_attempts"
+    __table_args__ = (
+        _belongs("delivery_id", "deliveries"),
+        sa.Index("ix_delivery_attempts_delivery_id", "delivery_id", "id"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(_owner())
+    delivery_id: Mapped[int]
+    at: Mapped[datetime]
+    duration_ms: Mapped[int]
+    is_ok: Mapped[bool]
+    # HTTP's or SMTP's; None when no answer came, or the channel has none.
+    answer_code: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(sa.Text)
+    # The first bytes of the answer, as text; as hostile as its sender.
+    answer: Mapped[str | None] = mapped_column(sa.Text)
 
 
 class StartIntent(db.Model):

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 import structlog
 
+import notifications
 from bambu_client import Answer, explain
 from bambu_report import ACTIVE, PrinterActivity, PrinterState
+from farm.alerts import UNCONFIRMED, needs_person
 from farm.command_proof import came_true
 from farm.gates import clear, gate_of, occupy
 from farm.materials import StageLimits
@@ -45,6 +47,7 @@ START_SETTLES_IN = timedelta(seconds=300)
 FINISH_SETTLES_IN = timedelta(seconds=2)
 ASK_AFTER = timedelta(seconds=30)
 UNCONFIRMED_AFTER = timedelta(seconds=150)
+UNCONFIRMED_SENTENCE = "sent to the printer, which does not confirm it: look at the printer, then say what happened"
 STOPPED_BY_PERSON = "stopped by a person"
 AWAITING = (IntentState.published, IntentState.unknown)
 # Written out in the statement: a partial index serves only a condition that names its values.
@@ -291,17 +294,17 @@ def _ask_to_look(ours: ScheduledPrint, state: PrinterState, now: datetime) -> No
     if ours.needs_look is not None:
         return
     ours.needs_look = sentence
-    db.session.add(
-        PrintEvent(
-            user_id=ours.user_id,
-            printer_id=ours.printer_id,
-            print_id=ours.id,
-            kind="print.needs_look",
-            reason=sentence,
-            details={},
-            at=now,
-        )
+    event = PrintEvent(
+        user_id=ours.user_id,
+        printer_id=ours.printer_id,
+        print_id=ours.id,
+        kind="print.needs_look",
+        reason=sentence,
+        details={},
+        at=now,
     )
+    db.session.add(event)
+    notifications.fan_out(event, of_print=ours)
 
 
 def _never_started(
@@ -401,7 +404,7 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
         if intent.printer_id not in printer_ids or published_at is None:
             continue
         if intent.state is IntentState.published and now - published_at > UNCONFIRMED_AFTER:
-            if not _mark_unconfirmed(intent):
+            if not _mark_unconfirmed(intent, now):
                 continue
             # The report that said it had begun may have been lost.
             awaited.ask.append(intent.printer_id)
@@ -415,16 +418,15 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
     return awaited
 
 
-def _mark_unconfirmed(intent: StartIntent) -> bool:
+def _mark_unconfirmed(intent: StartIntent, now: datetime) -> bool:
     """False when it was settled in this moment: a computer that slept between the writing and the sending of a start
     finds it too late to send and too long unconfirmed at once."""
     waiting = _locked_print_of(intent)
     if intent.state is not IntentState.published:
         return False
     intent.state = IntentState.unknown
-    waiting.waiting_reason = (
-        "sent to the printer, which does not confirm it: look at the printer, then say what happened"
-    )
+    waiting.waiting_reason = UNCONFIRMED_SENTENCE
+    needs_person(waiting, UNCONFIRMED, UNCONFIRMED_SENTENCE, at=now)
     log.warning("start_unconfirmed", print_id=intent.print_id, printer_id=intent.printer_id)
     return True
 

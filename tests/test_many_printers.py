@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +12,8 @@ import sqlalchemy as sa
 from flask import Flask
 
 from bambu_report import PrinterActivity, PrinterState
-from farm.gates import locked_gate
 from farm.leases import Lease
-from models import PlateState, Printer, PrinterConnection, PrinterGate, db
+from models import PrinterConnection, db
 from recorder import Recorder, Watched
 from tests.conftest import Clock
 from tests.farm_builder import Farm
@@ -123,28 +121,3 @@ def test_a_worker_asks_for_as_many_open_files_as_hundreds_of_printers_take(app: 
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 2048
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_report_takes_the_printer_before_its_gate_as_a_person_does(listening: Listening) -> None:
-    """In the other order each would wait for the other, and one of them be thrown out."""
-    with listening.farm.database():
-        engine = db.engine
-        if engine.dialect.name != "postgresql":
-            pytest.skip("SQLite has one lock for all")
-        locked_gate("01P00A1").plate_state = PlateState.clear
-        db.session.commit()
-    printer, gate = sa.select(Printer.id), sa.select(PrinterGate.serial_number)
-    is_waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-    with engine.connect() as person, engine.connect() as other, ThreadPoolExecutor() as pool:
-        person.execute(printer.with_for_update(key_share=True))
-        told = pool.submit(listening.hear)
-        while not other.execute(is_waiting).scalar_one():
-            assert not told.done()
-            # What a transaction has seen of the activity once, it goes on seeing.
-            other.rollback()
-        other.execute(gate.with_for_update(nowait=True)).scalar_one()
-        other.rollback()
-        person.rollback()
-        told.result()
-    with listening.farm.database():
-        assert db.session.execute(sa.select(PrinterGate.plate_state)).scalar_one() is PlateState.occupied

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from bambu_client import Answer
 from bambu_report import PrinterActivity, PrinterState
-from farm import tracker
+from farm import alerts, tracker
 from models import (
     CommandKind,
     CommandState,
+    Delivery,
     IntentState,
     PlateState,
     Printer,
@@ -439,6 +440,47 @@ def test_power_loss_in_mid_print_needs_a_look_and_is_no_event_of_its_end(
     track.hear("printing", progress_percent=41)
     found = track.farm.get_print(track.bench.print_id)
     assert found is not None and found["needs_look"] is None
+
+
+def delivered(track: Track) -> list[str]:
+    with track.farm.database() as session:
+        return [each["type"] for each in session.execute(sa.select(Delivery.payload).order_by(Delivery.id)).scalars()]
+
+
+def test_that_a_print_needs_a_look_goes_out_at_once_and_once(track: Track) -> None:
+    track.hear("printing")
+    for _ in range(3):
+        track.hear("idle", None)
+        track.clock.forward(seconds=10)
+    assert delivered(track) == ["print.started", "print.needs_look"]
+
+
+def test_the_end_of_a_print_adds_its_time_to_the_printers_hours_once(track: Track) -> None:
+    track.hear("printing")
+    track.clock.forward(hours=2)
+    for _ in range(3):
+        track.hear("finished")
+        track.clock.forward(**SETTLED)
+    with track.farm.database():
+        hours = db.session.get_one(Printer, track.bench.printer_id).hours_since_maintenance
+    assert hours == 2
+    assert delivered(track) == ["print.started", "print.completed"]
+
+
+def test_a_start_that_is_not_confirmed_is_told_once_and_needs_nobody_when_it_is(track: Track) -> None:
+    for _ in range(3):
+        track.clock.forward(minutes=3)
+        with track.farm.database():
+            tracker.watch_starts([track.bench.printer_id], now=track.clock())
+            db.session.commit()
+    assert delivered(track) == ["print.needs_person"]
+    track.hear("printing")
+    assert delivered(track) == ["print.needs_person", "print.started"]
+    track.clock.forward(hours=1)
+    with track.farm.database():
+        alerts.tell_lasting(at=track.clock())
+        db.session.commit()
+    assert delivered(track) == ["print.needs_person", "print.started"]
 
 
 def test_what_needs_a_look_is_settled_by_a_person(track: Track) -> None:
