@@ -27,11 +27,15 @@ from api import (
     batches,
     cloud_accounts,
     connections,
+    deliveries,
     discovered,
     docs,
     etsy_login,
     etsy_webhook,
+    events,
+    maintenance,
     materials,
+    notification_channels,
     notification_settings,
     order_sync,
     orders,
@@ -54,7 +58,9 @@ from api.reading import Room
 from bambu_cloud import CallBudget
 from bell import hang_bell
 from farm.materials import StageLimits
+from live import Live, go_live
 from models import MAX_ID
+from postbox import hang_postbox
 from settings import Settings, SettingsError
 from vault import Vault
 from weather import OpenWeatherMap, Weather
@@ -68,6 +74,7 @@ ROOMS: tuple[Room, ...] = (
     shops.blueprint,
     printers.blueprint,
     printer_actions.blueprint,
+    maintenance.blueprint,
     discovered.blueprint,
     connections.blueprint,
     cloud_accounts.blueprint,
@@ -81,10 +88,13 @@ ROOMS: tuple[Room, ...] = (
     print_files.blueprint,
     materials.blueprint,
     notification_settings.blueprint,
+    notification_channels.blueprint,
+    deliveries.blueprint,
     prints.blueprint,
     queue.blueprint,
     batches.blueprint,
     weather.blueprint,
+    events.blueprint,
     probes.blueprint,
 )
 # The only routes without a token; whatever is not in here is closed.
@@ -177,12 +187,14 @@ def create_app(
     )
     database.init_app(app)
     hang_bell(app)
+    hang_postbox(app, settings.redis_url)
     errors.init_app(app)
     app.before_request(print_files.allow_large_upload)
     auth.init_app(app, settings, clock, PUBLIC_ENDPOINTS)
     CORS(app, origins=list(settings.cors_origins), expose_headers=["X-Total-Count", "Link", "Retry-After"])
     _register_rooms(app)
     app.after_request(_harden)
+    go_live(app, settings)
     if settings.proxy_hops:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxy_hops, x_proto=settings.proxy_hops)  # type: ignore[method-assign]
     if settings.auto_db_create:
@@ -268,7 +280,9 @@ def serve(app: Flask, settings: Settings) -> None:
     log.info("serving", url=f"http://{quote(settings.host)}:{server.server_port}", worker=worker is not None)
     stop.wait()
     log.info("stopping")
+    live: Live = app.extensions["live"]
     server.shutdown()
+    live.stop()
     if worker:
         worker.stop()
     web.join(timeout=10)

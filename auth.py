@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jwt
 import sqlalchemy as sa
+import structlog
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from flask import Flask, current_app, g, request
 from limits import RateLimitItemPerMinute
-from limits.storage import storage_from_string
+from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage, Storage
 from limits.strategies import MovingWindowRateLimiter
 
 from errors import NotFound, TooManyRequests, Unauthorized
 from models import MAX_ID, TokenFamily, User, count_changed, db
 from settings import Settings
+
+log = structlog.get_logger()
 
 Row = TypeVar("Row")
 
@@ -33,6 +37,13 @@ FAMILY_OWNER = (
 )
 
 
+def _storage(redis_url: str) -> Storage:
+    if not redis_url:
+        return MemoryStorage()
+    # Not longer than a login may wait.
+    return RedisStorage(redis_url, wrap_exceptions=True, socket_connect_timeout=1.0, socket_timeout=1.0)
+
+
 class Accounts:
     """Password checks and tokens of one app. Keys, clock and costs are passed in."""
 
@@ -45,7 +56,9 @@ class Accounts:
             time_cost=settings.password_hash_time_cost, memory_cost=settings.password_hash_memory_kib, parallelism=1
         )
         self._nobody = self._hasher.hash(secrets.token_hex(16))
-        self._limiter = MovingWindowRateLimiter(storage_from_string(settings.redis_url or "memory://"))
+        self._limiter = MovingWindowRateLimiter(_storage(settings.redis_url))
+        # While Redis does not answer, each process counts for itself: nobody is locked out, nobody may hammer.
+        self._own_limiter = MovingWindowRateLimiter(_storage(""))
         self._limit = RateLimitItemPerMinute(settings.login_limit)
 
     def hash_password(self, password: str) -> str:
@@ -61,13 +74,24 @@ class Accounts:
 
     def refuse_hammering(self, *key: str) -> None:
         """Raises TooManyRequests when this account and address have failed too often in the last minute."""
-        if not self._limiter.test(self._limit, *key):
-            reset_at = self._limiter.get_window_stats(self._limit, *key).reset_time
-            wait = int(reset_at - datetime.now(UTC).timestamp()) + 1
+        try:
+            wait = self._wait_seconds(self._limiter, *key)
+        except StorageError:
+            wait = self._wait_seconds(self._own_limiter, *key)
+        if wait is not None:
             raise TooManyRequests("Too many failed logins. Wait a minute.", retry_after_seconds=wait)
 
+    def _wait_seconds(self, limiter: MovingWindowRateLimiter, *key: str) -> int | None:
+        if limiter.test(self._limit, *key):
+            return None
+        return int(limiter.get_window_stats(self._limit, *key).reset_time - datetime.now(UTC).timestamp()) + 1
+
     def count_failure(self, *key: str) -> None:
-        self._limiter.hit(self._limit, *key)
+        try:
+            self._limiter.hit(self._limit, *key)
+        except StorageError as error:
+            log.warning("login_limit_alone", reason=type(error.storage_error).__name__)
+            self._own_limiter.hit(self._limit, *key)
 
     def _encode(self, user_id: int, family_id: str, kind: str, jti: str, life: timedelta) -> str:
         now = self._clock()
@@ -162,16 +186,36 @@ def bearer_token() -> str | None:
     return token.strip() if scheme.casefold() == "bearer" and token.strip() else None
 
 
-def require_token() -> None:
-    """Sets `g.user_id`, `g.family_id`, `g.currency` from the bearer token. Raises Unauthorized; every doubt is a no."""
-    token = bearer_token()
-    if token is None:
-        raise Unauthorized
+class Bearer(NamedTuple):
+    """Whom an access token lets in, by which login, and until when."""
+
+    user_id: int
+    currency: str
+    family_id: str
+    expires_at: datetime
+
+
+def read_token(token: str) -> Bearer:
+    """Whose access token this is. Raises Unauthorized; every doubt is a no."""
     claims = accounts().decode(token, "access")
     owner = db.session.execute(FAMILY_OWNER, {"family_id": claims["fid"]}).one_or_none()
     if owner is None or owner.user_id != claims["user_id"]:
         raise Unauthorized("This login has ended. Log in again.", code="ended_login")
-    g.user_id, g.currency, g.family_id = owner.user_id, owner.currency, claims["fid"]
+    return Bearer(owner.user_id, owner.currency, claims["fid"], datetime.fromtimestamp(float(claims["exp"]), UTC))
+
+
+def require_token() -> None:
+    """Sets `g.user_id`, `g.family_id`, `g.currency` from the bearer token. Raises Unauthorized."""
+    token = bearer_token()
+    if token is None:
+        raise Unauthorized
+    g.user_id, g.currency, g.family_id, _ = read_token(token)
+
+
+def still_good(family_ids: Collection[str]) -> set[str]:
+    """Those of these logins that nobody has ended."""
+    query = sa.select(TokenFamily.id).where(TokenFamily.id.in_(family_ids), TokenFamily.revoked_at.is_(None))
+    return set(db.session.execute(query).scalars())
 
 
 def current_user_id() -> int:
@@ -210,6 +254,8 @@ def get_mine(model: type[Row], row_id: int, *, for_update: bool = False) -> Row:
     if for_update:
         # One that is only marked as deleted keeps its key: nobody who merely refers to it needs to wait.
         query = query.with_for_update(key_share=hasattr(model, "deleted_at"))
+        # As it stands now that it is locked, whatever was read before.
+        query = query.execution_options(populate_existing=True)
     row: Row | None = db.session.execute(query).scalar_one_or_none()
     if row is None:
         raise NotFound

@@ -1,4 +1,4 @@
-"""The ways out to people and programs: one attempt to send one signed webhook or one e-mail.
+"""The ways out to people and programs: one attempt to send one signed webhook, one e-mail or one message.
 
 Whether and when to try again is not decided here; `Attempt` and `MailFailed` say what the caller needs to decide it.
 """
@@ -15,7 +15,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from ipaddress import ip_address
@@ -24,8 +23,11 @@ from typing import Literal
 import certifi
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
-from delivery.mail_message import Attachment, Mail, compose, parse_address, parse_sender
-from delivery.mail_text import MailContext, MailKind, one_line, render_mail
+from delivery.apprise_post import ApprisePost, check_apprise_url
+from delivery.attempt import Attempt
+from delivery.mail_facts import MailContext, one_line
+from delivery.mail_message import Attachment, Mail, Picture, compose, parse_address, parse_sender
+from delivery.mail_text import MailKind, render_mail
 from delivery.pinned_http import AnswerTooLong, Bounds, PinnedConnections
 from delivery.webhook_target import (
     BadWebhookUrl,
@@ -37,6 +39,7 @@ from delivery.webhook_target import (
 )
 
 __all__ = [
+    "ApprisePost",
     "Attachment",
     "Attempt",
     "Mail",
@@ -44,7 +47,9 @@ __all__ = [
     "MailFailed",
     "MailKind",
     "MailSender",
+    "Picture",
     "WebhookSender",
+    "check_apprise_url",
     "check_webhook_url",
     "new_webhook_secret",
     "render_mail",
@@ -62,21 +67,6 @@ _REASON_CHARS = 300
 def new_webhook_secret() -> str:
     """A new signing secret as Standard Webhooks writes it: `whsec_` and 32 random bytes in base64."""
     return "whsec_" + base64.b64encode(random.token_bytes(32)).decode()
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What came of posting one webhook.
-
-    `ok` means that the receiver answered 2xx. `status` is None when no answer came; `error` is a sentence, and None
-    when ok; `answer` holds the first bytes of the answer's body, as hostile as its sender.
-    """
-
-    ok: bool
-    status: int | None
-    duration_ms: int
-    error: str | None
-    answer: bytes
 
 
 class WebhookSender:
@@ -188,15 +178,18 @@ def _trusting_public_authorities() -> ssl.SSLContext:
 class MailFailed(Exception):
     """A mail was not taken by the server.
 
-    `reason` is a sentence. `permanent`: this very mail will never be taken, trying again cannot help; faults of the
-    set-up (no connection, a wrong password, no TLS) are not permanent, as the operator can mend them.
-    `recipient_refused`: it is the address that the server does not want.
+    `reason` is a sentence. `is_final`: this very mail will never be taken, trying again cannot help; faults of the
+    set-up (no connection, a wrong password, no TLS) are not final, as the operator can mend them. `code` is what the
+    server answered, None when it did not. `recipient_refused`: it is the address that the server does not want.
     """
 
-    def __init__(self, reason: str, permanent: bool, recipient_refused: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, is_final: bool, code: int | None = None, recipient_refused: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.permanent = permanent
+        self.is_final = is_final
+        self.code = code
         self.recipient_refused = recipient_refused
 
 
@@ -248,7 +241,7 @@ class MailSender:
         try:
             recipient = parse_address(mail.to)
         except ValueError as fault:
-            raise MailFailed(f"The mail cannot be addressed: {fault}.", True, True) from None
+            raise MailFailed(f"The mail cannot be addressed: {fault}.", is_final=True, recipient_refused=True) from None
         message = compose(mail, self._sender, recipient, self._clock())
         try:
             with self._connected() as server:
@@ -283,28 +276,34 @@ def _mail_failed(fault: Exception, recipient: Address) -> MailFailed:
     match fault:
         case smtplib.SMTPRecipientsRefused():
             code, said = next(iter(fault.recipients.values()))
-            return MailFailed(_said("refused the recipient", code, said), code >= 500, True)
+            return _refused("refused the recipient", code, said, is_final=code >= 500, recipient_refused=True)
         case smtplib.SMTPAuthenticationError():
-            return MailFailed(_said("refused the login", fault.smtp_code, fault.smtp_error), False)
+            return _refused("refused the login", fault.smtp_code, fault.smtp_error)
         case smtplib.SMTPSenderRefused():  # our own address or right to send: the set-up's fault, unless it is the size
-            return MailFailed(_said("refused the sender", fault.smtp_code, fault.smtp_error), fault.smtp_code == 552)
+            return _refused("refused the sender", fault.smtp_code, fault.smtp_error, is_final=fault.smtp_code == 552)
         case smtplib.SMTPDataError():
-            return MailFailed(_said("refused the mail", fault.smtp_code, fault.smtp_error), fault.smtp_code >= 500)
+            return _refused("refused the mail", fault.smtp_code, fault.smtp_error, is_final=fault.smtp_code >= 500)
         case smtplib.SMTPResponseException():
-            return MailFailed(_said("answered", fault.smtp_code, fault.smtp_error), False)
+            return _refused("answered", fault.smtp_code, fault.smtp_error)
         case smtplib.SMTPNotSupportedError():
             is_address = not recipient.addr_spec.isascii()
-            return MailFailed(f"The mail server cannot do what is needed: {fault}", is_address, is_address)
+            reason = f"The mail server cannot do what is needed: {fault}"
+            return MailFailed(reason, is_final=is_address, recipient_refused=is_address)
         case ssl.SSLCertVerificationError():
-            return MailFailed(f"The mail server's certificate is not valid: {fault.verify_message}.", False)
+            why = one_line(fault.verify_message, _REASON_CHARS)
+            return MailFailed(f"The mail server's certificate is not valid: {why}.", is_final=False)
         case _:
             why = one_line(getattr(fault, "strerror", None) or str(fault), _REASON_CHARS)
-            return MailFailed(f"The mail server cannot be used: {why}", False)
+            return MailFailed(f"The mail server cannot be used: {why}", is_final=False)
 
 
-def _said(what: str, code: int, said: bytes | str) -> str:
+def _refused(
+    what: str, code: int, said: bytes | str, *, is_final: bool = False, recipient_refused: bool = False
+) -> MailFailed:
     text = said.decode(errors="replace") if isinstance(said, bytes) else said
-    return f"The mail server {what}: {code} {one_line(text, _REASON_CHARS)}"
+    reason = f"The mail server {what}: {code} {one_line(text, _REASON_CHARS)}"
+    # Where a connection broke in the middle of an answer, smtplib's code is -1.
+    return MailFailed(reason, is_final=is_final, code=code if code > 0 else None, recipient_refused=recipient_refused)
 
 
 def _is_loopback(host: str) -> bool:

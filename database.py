@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
+import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,43 @@ def engine_options(url: str) -> dict[str, Any]:
             "max_overflow": 20,
             "connect_args": {"options": " ".join(f"-c {name}={value}" for name, value in POSTGRESQL.items())},
         }
-    return {**json, "connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+    return {**json, "connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000, "factory": _turn_takers()}}
+
+
+def _turn_takers() -> type[sqlite3.Connection]:
+    """Connections of one engine, of which one writes at a time. SQLite itself lets whoever has to wait sleep, for
+    longer each time; here they are woken. Other processes still meet its own lock."""
+    turn = threading.Lock()
+
+    class TurnTaker(sqlite3.Connection):
+        is_its_turn = False
+
+        def begin_writing(self) -> None:
+            # Without its turn it waits as SQLite has it: in vain, should the one who writes wait for this thread.
+            self.is_its_turn = turn.acquire(timeout=BUSY_TIMEOUT_MS / 1000)
+            try:
+                self.execute("BEGIN IMMEDIATE")
+            finally:
+                self._pass_on()
+
+        def commit(self) -> None:
+            super().commit()
+            self._pass_on()
+
+        def rollback(self) -> None:
+            super().rollback()
+            self._pass_on()
+
+        def close(self) -> None:
+            super().close()
+            self._pass_on(is_open=False)
+
+        def _pass_on(self, *, is_open: bool = True) -> None:
+            if self.is_its_turn and not (is_open and self.in_transaction):
+                self.is_its_turn = False
+                turn.release()
+
+    return TurnTaker
 
 
 def init_app(app: Flask) -> None:
@@ -87,7 +125,7 @@ def _tame_sqlite(engine: Engine) -> None:
         compiled = getattr(context, "compiled", None)
         locks = getattr(getattr(compiled, "statement", None), "_for_update_arg", None) is not None
         if locks or not READ_ONLY.match(statement):
-            cursor.execute("BEGIN IMMEDIATE")
+            cursor.connection.begin_writing()
 
 
 @contextlib.contextmanager

@@ -206,8 +206,9 @@ def add_prints(values: Sequence[dict[str, Any]], *, at: datetime) -> list[Schedu
         # Else a row with a NULL more than its neighbour would be a statement of its own.
         execution_options={"render_nulls": True},
     ).all()
-    db.session.connection().execute(
-        sa.insert(PrintEvent),
+    # Through the session, for the live channel hears of it there.
+    db.session.execute(
+        sa.insert(PrintEvent.__table__),
         [
             {
                 "user_id": each.user_id,

@@ -214,6 +214,14 @@ class Links:
             db.session.commit()
         self._on_news()
 
+    def seconds_to_settling(self, at_most: float) -> float:
+        """See `Recorder.seconds_to_settling`."""
+        return self._recorder.seconds_to_settling(at_most)
+
+    def settle_on_time(self) -> None:
+        """See `Recorder.settle_on_time`."""
+        self._recorder.settle_on_time(self._everything())
+
     def settle(self) -> None:
         """See `Recorder.settle`."""
         silent = self._recorder.settle(self._everything())
@@ -224,6 +232,10 @@ class Links:
     def save_snapshots(self) -> None:
         """See `Recorder.save_snapshots`."""
         self._recorder.save_snapshots(self._everything())
+
+    def tell_lasting(self) -> None:
+        """See `Recorder.tell_lasting`."""
+        self._recorder.tell_lasting()
 
     def _everything(self) -> list[Watched]:
         return [*self.all(), *self._cloud.all()]

@@ -1,51 +1,51 @@
-"""Events to deliveries to e-mail and signed webhooks.
+"""Events to deliveries: who is told of what, through which ways, and when.
 
-`fan_out` runs in the transaction of the change itself and only writes rows; `drain` sends what is committed.
+`fan_out` runs in the transaction of the change itself and only writes rows; see `outbox` for what becomes of them.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from datetime import datetime, timedelta
-from typing import Any, Protocol
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
-import orjson
 import sqlalchemy as sa
-import structlog
 
-from channels import Attempt, Mail, MailFailed, render_mail
 from columns import currency_number
+from delivery.hours import hold_until
 from models import (
     Channel,
     Delivery,
     DeliveryStatus,
+    Digest,
+    NotificationChannel,
     Order,
     Printer,
     PrintEvent,
     PrintNotification,
     ScheduledPrint,
     User,
-    count_changed,
     db,
 )
-from vault import SealBroken, Vault
-
-log = structlog.get_logger()
-
-# A delivery claimed for longer than this belongs to a sender that died.
-CLAIM_LIFE = timedelta(minutes=2)
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "print.started": ("notify_print_start",),
     "print.completed": ("notify_print_complete",),
     "print.failed": ("notify_print_failed",),
+    "print.needs_look": ("notify_needs_person",),
+    "print.needs_person": ("notify_needs_person",),
     "material.low": ("notify_material_low", "notify_material_change"),
     "material.critical": ("notify_material_low", "notify_material_change"),
     "material.replace": ("notify_material_low", "notify_material_change"),
     "material.depleted": ("notify_material_low", "notify_material_change"),
     "material.changed": ("notify_material_change",),
+    "printer.maintenance_due": ("notify_maintenance",),
+    "printer.offline": ("notify_printer_offline",),
+    "printer.back": ("notify_printer_offline",),
+    "printer.fault": ("notify_printer_fault",),
 }
+"""The kinds that leave the house, each with the preferences of which one has to be on."""
 DEFAULTS = {
     "notify_print_start": True,
     "notify_print_complete": True,
@@ -53,40 +53,47 @@ DEFAULTS = {
     "notify_material_change": False,
     "notify_material_low": True,
     "notify_maintenance": True,
+    "notify_printer_offline": True,
+    "notify_printer_fault": True,
+    "notify_needs_person": True,
     "email_enabled": True,
 }
-
-
-class WebhookPost(Protocol):
-    def send(self, url: str, secrets: list[str], message_id: str, body: bytes) -> Attempt: ...
-
-
-class MailPost(Protocol):
-    def send(self, mail: Mail) -> None: ...
+TEST = "notification.test"
+"""Goes everywhere, whatever is preferred."""
+WEBHOOK_DISABLED = "webhook.disabled"
+"""Goes out by mail, whatever is preferred: the webhook itself is what is broken."""
+URGENT = frozenset(
+    {
+        "print.failed",
+        "print.needs_look",
+        "print.needs_person",
+        "material.replace",
+        "material.depleted",
+        "printer.offline",
+        "printer.fault",
+        TEST,
+    }
+)
+"""Kinds that pass quiet hours and digests."""
 
 
 def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> list[Delivery]:
-    """Delivery rows for an event, by the printer's preferences. Flushes; sends nothing."""
-    flags = FLAGS.get(event.kind)
-    if flags is None:
+    """Delivery rows for an event, by the printer's preferences, in the caller's transaction. Sends nothing."""
+    flags = FLAGS.get(event.kind, ())
+    if not flags and event.kind not in (TEST, WEBHOOK_DISABLED):
         return []
     db.session.flush()
-    row = db.session.execute(
-        sa.select(User.email, User.currency, Printer.name, PrintNotification)
-        .join(Printer, Printer.user_id == User.id)
-        .outerjoin(PrintNotification, PrintNotification.printer_id == Printer.id)
-        .where(User.id == event.user_id, Printer.id == event.printer_id)
-    ).one()
-    email, currency, printer_name, preferences = row
-    wanted = {flag: getattr(preferences, flag) if preferences else DEFAULTS[flag] for flag in (*flags, "email_enabled")}
-    if not any(wanted[flag] for flag in flags):
+    rows = db.session.execute(WISHES, {"user": event.user_id, "printer": event.printer_id}).all()
+    wish = rows[0]
+    is_saved = wish.email_enabled is not None
+    if flags and not any(getattr(wish, flag) if is_saved else DEFAULTS[flag] for flag in flags):
         return []
-    payload = _payload(event, of_print, printer_name, currency)
-    targets: list[tuple[Channel, str]] = []
-    if wanted["email_enabled"] and email:
-        targets.append((Channel.email, email))
-    if preferences and preferences.webhook_url:
-        targets.append((Channel.webhook, preferences.webhook_url))
+    targets = _targets(event.kind, rows)
+    if not targets:
+        return []
+    payload = payload_of(event, of_print, wish.printer_name, wish.currency)
+    is_urgent = event.kind in URGENT
+    gathered_at = event.at if is_urgent or not is_saved else _gathered_at(event.at, wish)
     deliveries = [
         Delivery(
             user_id=event.user_id,
@@ -94,26 +101,85 @@ def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> lis
             event_id=event.id,
             message_id=f"msg_{secrets.token_hex(16)}",
             channel=channel,
-            destination=channel.value,
+            destination=f"channel:{channel_id}" if channel_id is not None else channel.value,
+            channel_id=channel_id,
             target=target,
             payload=payload,
-            next_try_at=event.at,
+            is_urgent=is_urgent,
+            # Kept also while the webhook is off, so that it can be sent once the receiver is back.
+            **OFF if channel is Channel.webhook and wish.webhook_disabled_at is not None else {},
+            # Programs take what happens when it happens, one after the other; people do not.
+            next_try_at=event.at if channel is Channel.webhook else gathered_at,
             created_at=event.at,
         )
-        for channel, target in targets
+        for channel, target, channel_id in targets
     ]
     db.session.add_all(deliveries)
     return deliveries
 
 
-def _payload(event: PrintEvent, of_print: ScheduledPrint | None, printer_name: str, currency: str) -> dict[str, Any]:
+SWITCHED_OFF = "The webhook is switched off."
+OFF: dict[str, Any] = {"status": DeliveryStatus.failed, "error": SWITCHED_OFF}
+USERS, PRINTERS = User.__table__, Printer.__table__
+PREFERENCES, CHANNELS = PrintNotification.__table__, NotificationChannel.__table__
+WISHES = (
+    sa.select(
+        USERS.c.email,
+        USERS.c.currency,
+        USERS.c.timezone,
+        PRINTERS.c.name.label("printer_name"),
+        *(PREFERENCES.c[name] for name in DEFAULTS),
+        PREFERENCES.c.quiet_from,
+        PREFERENCES.c.quiet_to,
+        PREFERENCES.c.digest,
+        PREFERENCES.c.digest_at,
+        PREFERENCES.c.webhook_url,
+        PREFERENCES.c.webhook_disabled_at,
+        CHANNELS.c.id.label("channel_id"),
+        CHANNELS.c.name.label("channel_name"),
+    )
+    .join(PRINTERS, PRINTERS.c.user_id == USERS.c.id)
+    .outerjoin(PREFERENCES, PREFERENCES.c.printer_id == PRINTERS.c.id)
+    .outerjoin(CHANNELS, sa.and_(CHANNELS.c.printer_id == PRINTERS.c.id, CHANNELS.c.is_enabled.is_(True)))
+    .where(USERS.c.id == sa.bindparam("user"), PRINTERS.c.id == sa.bindparam("printer"))
+    .order_by(CHANNELS.c.id)
+)
+"""One row for each further channel, at least one: this runs with every change of a print, so it is one statement."""
+
+
+def _targets(kind: str, rows: Sequence[Any]) -> list[tuple[Channel, str, int | None]]:
+    wish = rows[0]
+    is_mail_wanted = DEFAULTS["email_enabled"] if wish.email_enabled is None else wish.email_enabled
+    targets: list[tuple[Channel, str, int | None]] = []
+    if wish.email and (is_mail_wanted or kind in (TEST, WEBHOOK_DISABLED)):
+        targets.append((Channel.email, wish.email, None))
+    if kind == WEBHOOK_DISABLED:
+        return targets
+    if wish.webhook_url:
+        targets.append((Channel.webhook, wish.webhook_url, None))
+    targets += [(Channel.apprise, row.channel_name, row.channel_id) for row in rows if row.channel_id is not None]
+    return targets
+
+
+def _gathered_at(at: datetime, wish: Any) -> datetime:
+    """When quiet hours and a digest let it go to a person."""
+    quiet = (wish.quiet_from, wish.quiet_to) if wish.quiet_from and wish.quiet_to else None
+    if quiet is None and wish.digest is Digest.off:
+        return at
+    return hold_until(at, zone=wish.timezone, quiet=quiet, digest=wish.digest, digest_at=wish.digest_at)
+
+
+def payload_of(event: PrintEvent, of_print: ScheduledPrint | None, printer_name: str, currency: str) -> dict[str, Any]:
     """What a receiver gets: the event with the state of everything it concerns, as it was then."""
     data: dict[str, Any] = {
         "event_id": event.id,
         "printer": {"id": event.printer_id, "name": printer_name},
         "reason": event.reason,
     }
-    if event.material_id is not None:
+    for shown in ("alert", "maintenance"):
+        if shown in event.details:
+            data[shown] = event.details[shown]
+    if event.kind.startswith("material."):
         data["material"] = {"id": event.material_id, **event.details}
     if of_print is not None:
         order = of_print.order
@@ -153,123 +219,3 @@ def _number(value: Any) -> float | None:
 
 def _time(at: datetime | None) -> str | None:
     return at.isoformat().replace("+00:00", "Z") if at else None
-
-
-class Sender:
-    """Sends committed deliveries, one attempt each. `mail` is None where no SMTP server is configured."""
-
-    def __init__(
-        self,
-        *,
-        mail: MailPost | None,
-        webhooks: WebhookPost,
-        vault: Vault,
-        clock: Callable[[], datetime],
-        public_url: str = "",
-    ) -> None:
-        self._mail, self._webhooks, self._vault, self._clock = mail, webhooks, vault, clock
-        self._public_url = public_url.rstrip("/")
-
-    def drain(self, *, limit: int = 50) -> int:
-        """Send up to `limit` waiting deliveries, oldest first, and return how many were tried.
-
-        Each is claimed by a conditional UPDATE and committed before anything is sent, so that two senders never take
-        the same one; the outcome is committed after.
-        """
-        tried = 0
-        while tried < limit and (delivery := self._claim()) is not None:
-            error = self._send(delivery)
-            delivery.status = DeliveryStatus.failed if error else DeliveryStatus.sent
-            delivery.error = error
-            delivery.sent_at = None if error else self._clock()
-            db.session.commit()
-            log.info(
-                "delivery", id=delivery.id, channel=delivery.channel.value, status=delivery.status.value, error=error
-            )
-            tried += 1
-        return tried
-
-    def _claim(self) -> Delivery | None:
-        now = self._clock()
-        waiting = sa.or_(
-            Delivery.status == DeliveryStatus.pending,
-            sa.and_(Delivery.status == DeliveryStatus.sending, Delivery.claimed_at < now - CLAIM_LIFE),
-        )
-        candidate = db.session.execute(sa.select(Delivery.id).where(waiting).order_by(Delivery.id).limit(1)).scalar()
-        if candidate is None:
-            db.session.rollback()
-            return None
-        claimed = count_changed(
-            sa.update(Delivery)
-            .where(Delivery.id == candidate, waiting)
-            .values(status=DeliveryStatus.sending, claimed_at=now, attempts=Delivery.attempts + 1)
-        )
-        db.session.commit()
-        return db.session.get(Delivery, candidate, populate_existing=True) if claimed else self._claim()
-
-    def _send(self, delivery: Delivery) -> str | None:
-        """None when it arrived, else why not. No transaction is open while the network is waited for."""
-        if delivery.channel is Channel.webhook:
-            secret = self._webhook_secret(delivery)
-            message = delivery.target, delivery.message_id, orjson.dumps(delivery.payload)
-            db.session.commit()
-            if secret is None:
-                return "The webhook has no signing secret any more."
-            attempt = self._webhooks.send(message[0], [secret], message[1], message[2])
-            return None if attempt.ok else (attempt.error or f"answered {attempt.status}")
-        if self._mail is None:
-            return "No mail server is configured (SMTP_HOST)."
-        mail = self._compose(delivery)
-        db.session.commit()
-        try:
-            self._mail.send(mail)
-        except MailFailed as error:
-            return error.reason
-        return None
-
-    def _webhook_secret(self, delivery: Delivery) -> str | None:
-        preferences = db.session.execute(
-            sa.select(PrintNotification).where(PrintNotification.printer_id == delivery.printer_id)
-        ).scalar_one_or_none()
-        if preferences is None or preferences.webhook_secret_sealed is None:
-            return None
-        try:
-            return self._vault.open(preferences.webhook_secret_sealed, preferences.secret_owner("webhook_secret"))
-        except SealBroken as error:
-            log.error("webhook_secret_unreadable", printer_id=delivery.printer_id, error=str(error))
-            return None
-
-    def _compose(self, delivery: Delivery) -> Mail:
-        kind, data = delivery.payload["type"].replace(".", "_"), delivery.payload["data"]
-        of_print, material, order = data.get("print") or {}, data.get("material") or {}, data.get("order") or {}
-        subject, text, html = render_mail(
-            kind,
-            {
-                "printer_name": data["printer"]["name"],
-                # A print made for an order carries the order's name in front; a mail names the order by itself.
-                "print_name": (of_print.get("job_name") or "").removeprefix(f"{order.get('label')} - ") or None,
-                "order_label": order.get("label"),
-                "buyer_name": order.get("buyer_name"),
-                "material": material.get("material_type") or of_print.get("material_type"),
-                "color": material.get("color") or of_print.get("material_color"),
-                "slot": material.get("slot", of_print.get("material_slot")),
-                "remaining_grams": material.get("remaining_grams"),
-                "remaining_pct": material.get("remaining_pct"),
-                "used_grams": of_print.get("used_grams"),
-                "cost": of_print.get("material_cost"),
-                "currency": of_print.get("currency"),
-                "started_at": of_print.get("started_at"),
-                "completed_at": of_print.get("completed_at"),
-                "duration": _duration(of_print.get("started_at"), of_print.get("completed_at")),
-                "reason": data.get("reason"),
-                "link": f"{self._public_url}/" if self._public_url else None,
-            },
-        )
-        return Mail(to=delivery.target, subject=subject, text=text, html=html, message_id=delivery.message_id)
-
-
-def _duration(started_at: str | None, completed_at: str | None) -> str | None:
-    if not started_at or not completed_at:
-        return None
-    minutes = round((datetime.fromisoformat(completed_at) - datetime.fromisoformat(started_at)).total_seconds() / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -56,6 +56,7 @@ class Settings(BaseModel):
     proxy_hops: int = Field(0, ge=0, le=5)
     login_limit: int = Field(5, ge=1)
     redis_url: str = ""
+    live_clients: int = Field(500, ge=0, le=10_000)
     celery_broker_url: str = "memory://"
 
     access_token_minutes: int = Field(15, ge=1)

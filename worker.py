@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -30,14 +31,16 @@ from api.context import Parts
 from app import configure_logging, create_app
 from bambu_client import LinkTimings
 from bell import Bell, NotifyListener, Rung
-from channels import MailSender, WebhookSender
+from courier import Courier
 from errands import Errands
 from farm.leases import LEASE
 from links import Links
 from lookout import Lookout
-from notifications import Sender
+from outbox import Outbox
+from postbox import RedisListener
 from settings import Settings, SettingsError
 from starts import Starts
+from tasks import Rounds
 
 log = structlog.get_logger()
 
@@ -47,7 +50,8 @@ SWEEP_EVERY = timedelta(seconds=0.25)
 # Behind the bell, which tells at once: for what was changed without a ring.
 SLOW_SWEEP_EVERY = timedelta(seconds=5)
 LOOK_EVERY = timedelta(seconds=1)
-SEND_SECONDS = 0.25
+# Of the time that a worker has to stop; a send takes 15 s at most, and what is still under way then is handed back.
+SENDS_END_SECONDS = 15.5
 PARALLEL_ERRANDS = 32
 OPEN_FILES = 65536
 
@@ -69,7 +73,7 @@ class Worker:
         self._clock: Callable[[], datetime] = app.extensions["clock"]
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ringing, self._rung = threading.Lock(), cast("Rung", frozenset())
-        self._stop, self._send_now = threading.Event(), threading.Event()
+        self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(PARALLEL_ERRANDS, thread_name_prefix="errand")
         self._errands = Errands(app, self._pool, guarded=self._guarded)
         self._starts = Starts(
@@ -83,7 +87,7 @@ class Worker:
             app,
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-64:],
             post=self._inbox.put,
-            on_news=self._send_now.set,
+            on_news=lambda: None,
             pool=self._pool,
             timings=timings,
             lease_life=lease_life,
@@ -93,26 +97,22 @@ class Worker:
         url = sa.make_url(self._settings.database_url)
         is_shared = url.get_backend_name() == "postgresql"
         self._from_elsewhere = NotifyListener(url, self._hear_bell) if is_shared else None
-        self._webhooks = WebhookSender(self._settings.webhook_allowed_networks, clock=self._clock)
-        self._sender = Sender(
-            mail=_mail_sender(self._settings, self._clock),
-            webhooks=self._webhooks,
-            vault=parts.vault,
-            clock=self._clock,
-            public_url=self._settings.public_url,
-        )
-        self._threads = [
-            threading.Thread(target=self._run, name="worker"),
-            threading.Thread(target=self._run_sender, name="sender"),
-        ]
+        self._outbox = Outbox(app, Courier.of(app))
+        self._rounds = Rounds(app, self._outbox)
+        redis_url = self._settings.redis_url
+        self._other_postboxes = RedisListener(redis_url, self._outbox.wake) if redis_url else None
+        self._thread = threading.Thread(target=self._run, name="worker")
 
     def start(self) -> None:
         _allow_open_files()
         self._bell.listen(self._hear_bell)
         if self._from_elsewhere is not None:
             self._from_elsewhere.start()
-        for thread in self._threads:
-            thread.start()
+        if self._other_postboxes is not None:
+            self._other_postboxes.start()
+        self._outbox.start()
+        self._rounds.start()
+        self._thread.start()
 
     def stop(self, wait_seconds: float = 20.0) -> None:
         """No start leaves after this; what is under way is finished or handed back."""
@@ -120,16 +120,18 @@ class Worker:
         self._bell.stop_listening(self._hear_bell)
         if self._from_elsewhere is not None:
             self._from_elsewhere.close()
-        self._send_now.set()
+        if self._other_postboxes is not None:
+            self._other_postboxes.close()
         self._inbox.put(lambda: None)
-        for thread in self._threads:
-            thread.join(wait_seconds)
+        self._rounds.stop()
+        until = time.monotonic() + wait_seconds
+        self._outbox.stop(min(SENDS_END_SECONDS, wait_seconds))
+        self._thread.join(max(1.0, until - time.monotonic()))
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._webhooks.close()
 
     @property
     def is_running(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
+        return self._thread.is_alive() and self._rounds.is_running
 
     def _run(self) -> None:
         steps: dict[Callable[[], None], timedelta] = {
@@ -141,9 +143,10 @@ class Worker:
         due = dict.fromkeys(steps, self._clock())
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
-                self._guarded(self._inbox.get(timeout=TICK_SECONDS))
+                self._guarded(self._inbox.get(timeout=self._links.seconds_to_settling(TICK_SECONDS)))
                 while True:
                     self._guarded(self._inbox.get_nowait())
+            self._guarded(self._links.settle_on_time)
             now = self._clock()
             for step, at in due.items():
                 # A clock that was set back must not stop the sweep until it has caught up.
@@ -171,6 +174,7 @@ class Worker:
         held = self._links.all()
         self._starts.compare(held)
         self._starts.tidy_up(held)
+        self._links.tell_lasting()
 
     def _hear_bell(self, rung: Rung) -> None:
         """In the thread of whoever rang. Rings that come while one waits in the inbox go with it."""
@@ -187,17 +191,6 @@ class Worker:
         self._errands.begin_commands(held)
         self._starts.begin(held)
 
-    def _run_sender(self) -> None:
-        while not self._stop.is_set():
-            self._send_now.wait(SEND_SECONDS)
-            self._send_now.clear()
-            self._guarded(self._send)
-
-    def _send(self) -> None:
-        with self._app.app_context():
-            while not self._stop.is_set() and self._sender.drain():
-                pass
-
 
 def _allow_open_files() -> None:
     """Each printer's connection takes three. Most systems begin with 1024, and allow far more to whoever asks."""
@@ -205,20 +198,6 @@ def _allow_open_files() -> None:
     most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _mail_sender(settings: Settings, clock: Callable[[], datetime]) -> MailSender | None:
-    if not settings.smtp_host:
-        return None
-    return MailSender(
-        host=settings.smtp_host,
-        port=settings.smtp_port,
-        user=settings.smtp_user,
-        password=settings.smtp_password.get_secret_value(),
-        sender=settings.smtp_from,
-        tls=settings.smtp_tls,
-        clock=clock,
-    )
 
 
 def serve_health(worker: Worker, settings: Settings) -> Any:

@@ -17,7 +17,8 @@ from api.print_schemas import Deleted
 from api.reading import Room
 from auth import get_mine, mine
 from errors import Conflict
-from farm.live import INCOMPLETE, LIVE_FOR, is_live, why_only_watched
+from farm.live import INCOMPLETE
+from farm.status import status_of
 from models import (
     CloudAccount,
     ConnectionStatus,
@@ -41,12 +42,6 @@ COLUMNS = Columns(
         "has_access_code": PrinterConnection.access_code_sealed.is_not(None),
         "has_cloud_token": PrinterConnection.cloud_token_sealed.is_not(None),
     },
-)
-
-STATUS_FIELDS = (
-    *("state", "progress_percent", "remaining_minutes", "layers_printed", "total_layers", "nozzle_temp"),
-    *("nozzle_target", "bed_temp", "bed_target", "chamber_temp", "errors", "job_name", "current_print_id"),
-    *("materials", "can_control"),
 )
 
 
@@ -210,29 +205,4 @@ def ask_for_test(connection_id: int) -> Response:
 def get_status(connection_id: int) -> Response:
     """What the printer last reported: one indexed read. Unknown is null; an unreachable printer is an answer, too."""
     connection = get_mine(PrinterConnection, connection_id)
-    at = context.now()
-    live = is_live(connection, at)
-    status, reason = connection.connection_status, connection.status_reason
-    if status is ConnectionStatus.connected and not live:
-        status, reason = ConnectionStatus.offline, f"Nothing heard for {LIVE_FOR.seconds} seconds."
-    elif status is not ConnectionStatus.connected and reason is None:
-        reason = "No connection has been made yet."
-    snapshot = connection.snapshot or {}
-    shown = {name: snapshot.get(name) for name in STATUS_FIELDS}
-    if why_only_watched(connection):
-        shown["can_control"] = False
-    if not live:
-        shown["state"] = "unknown"
-    return json_response(
-        {
-            "printer_id": connection.printer_id,
-            "printer_name": connection.printer.name,
-            "connection_type": connection.connection_type,
-            "connection_status": status,
-            "reason": reason,
-            **shown,
-            "state": shown["state"] or "unknown",
-            "last_updated": connection.heard_at,
-            "stale": not live,
-        }
-    )
+    return json_response(status_of(connection, now=context.now()))

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, send_from_directory
 from flask_smorest import Api
 
+from api import webhook_schema
 from api.fields import ErrorSchema
 from api.lists import json_response
 
@@ -80,6 +81,7 @@ def make_api(app: Flask) -> Api:
     )
     api = FarmApi(app)
     api.spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
+    webhook_schema.add_schemas(api.spec)
     return api
 
 
@@ -99,6 +101,7 @@ def document(app: Flask) -> dict[str, Any]:
                 content.pop("", None)
                 if content.get("application/json", {}).get("schema", {}).get("type") == "array":
                     answer["headers"] = LIST_HEADERS
+    made["webhooks"] = webhook_schema.webhooks()
     return made
 
 

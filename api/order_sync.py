@@ -12,9 +12,12 @@ from api.fields import Body
 from api.lists import Query, json_response
 from api.reading import Room
 from api.shops import ConnectedShop, my_shops, represent_shop
+from auth import current_user_id
 from errors import Conflict, TooManyRequests, UpstreamFailed
+from etsy_api import schedule_paid_orders
 from etsy_client import EtsyError, RateLimited, ReconnectNeeded
 from etsy_sync import SyncHeld, SyncResult, sync_shop
+from farm.order_plan import PlanRules
 from vault import SealBroken
 
 blueprint = Room("order sync", __name__, url_prefix="/api/orders/sync", description="Orders from Etsy")
@@ -68,6 +71,9 @@ def sync_orders(args: dict[str, Any]) -> Response:
         except (EtsyError, SealBroken) as error:
             # One shop that cannot be asked does not keep the orders of the others out.
             faults.append(_problem(error, name))
+    if results:
+        rules = PlanRules.from_settings(context.settings())
+        schedule_paid_orders(current_user_id(), context.now(), rules=rules)
     if faults:
         raise faults[0]
     created = sum(result["created"] for result in results)

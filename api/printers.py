@@ -12,13 +12,14 @@ from marshmallow import fields
 
 from api import context
 from api.connection_fields import INLINE_FIELDS, NewConnectionFields, make_connection
-from api.fields import Body, Bool, Id, Moment, Num, RangedNum, Text
+from api.fields import Body, Bool, Id, Moment, Num, Ranged, RangedNum, Text
 from api.lists import PageQuery, json_response
 from api.once import once
 from api.print_schemas import Deleted
 from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import Conflict
+from farm import maintenance
 from farm.gates import clear, gate_of
 from farm.live import is_live
 from models import (
@@ -38,6 +39,8 @@ from models import (
 blueprint = Room("printers", __name__, url_prefix="/api/printers", description="The user's printers")
 
 UTILIZATION_WINDOW = timedelta(days=7)
+# What makers advise for greasing rods and cleaning, roughly.
+EVERY_HOURS = 250
 RUNNING_STATES = ("preparing", "printing", "paused")
 
 
@@ -59,6 +62,9 @@ class PrinterSchema(Body):
     current_job = fields.Nested(CurrentPrint, required=True, allow_none=True)
     auto_start = fields.Boolean(required=True)
     nozzle_diameter_mm = Num(required=True, allow_none=True)
+    maintenance_every_hours = fields.Integer(required=True, allow_none=True)
+    hours_since_maintenance = Num(required=True, metadata={"description": "Hours that it printed since"})
+    maintenance_done_at = Moment(required=True, allow_none=True)
     queue_paused_at = Moment(required=True, allow_none=True, metadata={"description": "Since when nothing new starts"})
     plate_state = fields.Enum(PlateState, by_value=True, required=True)
     utilization_pct = Num(required=True, metadata={"description": "Printing time of the last 7 days"})
@@ -75,11 +81,15 @@ class PrinterChange(Body):
     nozzle_diameter_mm = RangedNum(
         0.1, 2, allow_none=True, metadata={"description": "For a printer whose reports do not tell it"}
     )
+    maintenance_every_hours = Ranged(
+        1, 100_000, allow_none=True, metadata={"description": "Hours of printing after which it is due; null for never"}
+    )
 
 
 class NewPrinter(PrinterChange, NewConnectionFields):
     name = Text(required=True)
     auto_start = Bool(load_default=False)
+    maintenance_every_hours = Ranged(1, 100_000, allow_none=True, load_default=EVERY_HOURS)
 
 
 class PlateCleared(Body):
@@ -133,6 +143,9 @@ def _represent_one(
         else None,
         "auto_start": printer.auto_start,
         "nozzle_diameter_mm": printer.nozzle_diameter_mm,
+        "maintenance_every_hours": printer.maintenance_every_hours,
+        "hours_since_maintenance": printer.hours_since_maintenance,
+        "maintenance_done_at": printer.maintenance_done_at,
         "queue_paused_at": printer.queue_paused_at,
         "plate_state": printer.plate_state,
         "utilization_pct": round(100 * busy.get(printer.id, timedelta()) / UTILIZATION_WINDOW, 1),
@@ -189,6 +202,9 @@ def add_printer(data: dict[str, Any]) -> Response:
     at = context.now()
     # A form sends null for what was left empty: that means no connection.
     inline = {name: value for name in INLINE_FIELDS if (value := data.pop(name, None)) is not None}
+    if data["maintenance_every_hours"] is None:
+        # Said, and not left out: a plain None would be stored as the column's default.
+        data["maintenance_every_hours"] = sa.null()
     printer = Printer(user_id=current_user_id(), created_at=at, updated_at=at, **data)
     db.session.add(printer)
     db.session.flush()
@@ -212,7 +228,9 @@ def change_printer(data: dict[str, Any], printer_id: int) -> Response:
     printer = get_mine(Printer, printer_id, for_update=True)
     for name, value in data.items():
         setattr(printer, name, value)
-    printer.updated_at = context.now()
+    printer.updated_at = at = context.now()
+    if "maintenance_every_hours" in data:
+        maintenance.changed(printer, at=at)
     response = answer_printer(printer)
     db.session.commit()
     return response

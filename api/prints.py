@@ -43,6 +43,7 @@ from farm.queue import override
 from models import (
     ENDED_STATUSES,
     LEGAL_MOVES,
+    MAX_ID,
     OPEN_INTENT_STATES,
     SENDING_STATES,
     CommandKind,
@@ -155,7 +156,7 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
 
     A status is recorded; only a released print on a printer with a live link makes a machine move.
     """
-    changed = get_mine(ScheduledPrint, print_id, for_update=True)
+    changed = lock_print(print_id)
     status: PrintStatus | None = data.pop("status", None)
     reason, used_grams = data.pop("failed_reason", None), data.pop("used_grams", None)
     target = changed.status if status is None else status
@@ -190,6 +191,16 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
     body = read_prints([print_id])[0]
     db.session.commit()
     return json_response(body)
+
+
+def lock_print(print_id: int) -> ScheduledPrint:
+    """Theirs, with its printer locked before it as everywhere: two who take them in different orders wait for each
+    other until one is thrown out. Raises NotFound."""
+    owner = mine(ScheduledPrint, ScheduledPrint.printer_id).where(ScheduledPrint.id == print_id)
+    if 0 < print_id <= MAX_ID:
+        its_printer = mine(Printer, Printer.id).where(Printer.id == owner.scalar_subquery())
+        db.session.execute(its_printer.with_for_update(key_share=True)).all()
+    return get_mine(ScheduledPrint, print_id, for_update=True)
 
 
 def _edit(changed: ScheduledPrint, data: dict[str, Any]) -> None:
@@ -303,7 +314,7 @@ def remove_print(print_id: int) -> Response:
             _tell_printer(found, CommandKind.stop)
         except Conflict as error:
             raise UpstreamFailed(f"Nothing was changed: {error.sentence}", code="not_confirmed") from None
-    deleted = get_mine(ScheduledPrint, print_id, for_update=True)
+    deleted = lock_print(print_id)
     at = context.now()
     if not starter.take_back(deleted, now=at):
         raise _start_under_way()
@@ -332,7 +343,7 @@ def start_print(data: dict[str, Any], print_id: int) -> Response:
 
     A person may answer for single interlocks of this start by name.
     """
-    started, at = get_mine(ScheduledPrint, print_id, for_update=True), context.now()
+    started, at = lock_print(print_id), context.now()
     before = started.status, started.overrides
     if started.status is not PrintStatus.scheduled:
         move_print(started, PrintStatus.scheduled, at=at, limits=context.limits())

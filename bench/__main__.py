@@ -13,7 +13,7 @@ from flask import Flask
 from werkzeug.test import EnvironBuilder
 
 from app import create_app, utc_now
-from bench import etsy_sync, latency, printers, starts
+from bench import deliveries, etsy_sync, latency, live, printers, starts
 from bench.floor import bare_app, floor_app
 from bench.measure import compare
 from models import Order, OrderItem, Printer, PrintStatus, ScheduledPrint, db
@@ -157,6 +157,8 @@ def main() -> None:
     starts.main()
     latency.main()
     etsy_sync.main()
+    deliveries.main()
+    live.main()
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ def serve(role: str, folder: str, url: str) -> None:
             "FLASK_ENV": "testing", "DATA_DIR": folder, "DATABASE_URL": url, "AUTO_DB_CREATE": "1",
             "PASSWORD_HASH_TIME_COST": "1", "PASSWORD_HASH_MEMORY_KIB": "8", "DISCOVERY_PORT": "0",
             "BAMBU_CA_FILE": f"{folder}/ca.pem", "PRINTER_REST_SECONDS": "0",
+            "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
         }
     )  # fmt: skip
     app = create_app(settings)

@@ -14,7 +14,7 @@ from email.utils import format_datetime
 
 import idna
 
-from delivery.mail_text import one_line, without_controls
+from delivery.mail_facts import CONTENT_ID, one_line, without_controls
 
 # Not every server on the way takes 8-bit bodies, and smtplib does not ask whether the next one does.
 _SEVEN_BIT = SMTP.clone(cte_type="7bit")
@@ -26,6 +26,7 @@ _NAMED_ADDRESS = re.compile(r"(?P<name>[^<>]*)<(?P<spec>[^<>]*)>")
 _MEDIA_TYPE = re.compile(r"([a-z0-9.+-]{1,60})/([a-z0-9.+-]{1,60})", re.I | re.A)
 _SUBJECT_CHARS = 200
 _FILE_NAME_CHARS = 100
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,14 @@ class Attachment:
 
     file_name: str
     media_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A PNG that the HTML shows as `cid:<content_id>`; the id is like `plate.7@farm.invalid`."""
+
+    content_id: str
     content: bytes
 
 
@@ -47,6 +56,7 @@ class Mail:
     html: str
     message_id: str
     attachments: Sequence[Attachment] = ()
+    picture: Picture | None = None
 
 
 def parse_address(text: str, name: str = "") -> Address:
@@ -77,7 +87,7 @@ def compose(mail: Mail, sender: Address, recipient: Address, at: datetime) -> Em
     """The message for the wire: 7-bit, with text and HTML as alternatives.
 
     Raises:
-        ValueError: `message_id` is not 1-64 of A-Z a-z 0-9 _ -.
+        ValueError: `message_id` is not 1-64 of A-Z a-z 0-9 _ -, or the picture is no PNG or its id none.
     """
     if not _MESSAGE_ID.fullmatch(mail.message_id):
         raise ValueError("a mail's message id is 1-64 characters of A-Z a-z 0-9 _ -")
@@ -90,9 +100,22 @@ def compose(mail: Mail, sender: Address, recipient: Address, at: datetime) -> Em
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: nobody's holiday notice answers it
     message.set_content(without_controls(mail.text))
     message.add_alternative(without_controls(mail.html), subtype="html")
+    if mail.picture is not None:
+        _show(mail.picture, message)
     for attachment in mail.attachments:
         media_type = _MEDIA_TYPE.fullmatch(attachment.media_type)
         maintype, subtype = media_type.groups() if media_type else ("application", "octet-stream")
         file_name = re.sub(r'[/\\"]', "_", one_line(attachment.file_name, _FILE_NAME_CHARS))
         message.add_attachment(attachment.content, maintype, subtype, filename=file_name)
     return message
+
+
+def _show(picture: Picture, message: EmailMessage) -> None:
+    """Next to the HTML, where it is shown in its place and not listed as a file (RFC 2387, RFC 2392)."""
+    if not CONTENT_ID.fullmatch(picture.content_id) or not picture.content.startswith(PNG_SIGNATURE):
+        raise ValueError("a mail's picture is a PNG with an id of its own")
+    html = message.get_body(("html",))
+    assert html is not None
+    html.add_related(
+        picture.content, "image", "png", cid=f"<{picture.content_id}>", disposition="inline", filename="plate.png"
+    )

@@ -1,29 +1,32 @@
 """What a mail says: from an event's facts to subject, plain text and HTML, by the templates in `templates/mail`.
 
-Every fact may be hostile (a printer, a file or a buyer wrote it): each is cleaned here, and escaped in the HTML.
+Every fact is cleaned by `delivery.mail_facts`, and escaped in the HTML.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-_CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
-_COLOR = re.compile(r"#[0-9a-f]{6}([0-9a-f]{2})?", re.I | re.A)
-_LINK = re.compile(r"https?://[!-~]{1,2000}", re.I | re.A)
-_WITHOUT_CENTS = frozenset({"CLP", "ISK", "JPY", "KRW", "PYG", "UGX", "VND", "XAF", "XOF", "XPF"})
-_NAME_CHARS = 200
-_REASON_CHARS = 1_000
+from delivery.hours import zone_of
+from delivery.mail_facts import MailContext as MailContext
+from delivery.mail_facts import Moment, clean_link, clock_time, one_line, template_values
+
+_SUBJECT_CHARS = 200
+_LINE_CHARS = 300
+# What a phone shows and every service takes: Pushover, the narrowest, cuts at 1,024.
+_MESSAGE_CHARS = 1_000
+_HEADLINE_COUNTS = 3
+_SHOWN_PRINTERS = 20
+_SHOWN_PER_PRINTER = 10
+_TONES = ("bad", "warn", "good", "calm")
 
 
 class MailKind(StrEnum):
@@ -39,36 +42,14 @@ class MailKind(StrEnum):
     MATERIAL_CHANGED = "material_changed"
     PRINTER_OFFLINE = "printer_offline"
     PRINTER_BACK = "printer_back"
+    PRINTER_FAULT = "printer_fault"
+    MAINTENANCE_DUE = "maintenance_due"
     NEEDS_PERSON = "needs_person"
-
-
-Number = Decimal | int | float | str | None
-Moment = datetime | str | None
-
-
-class MailContext(TypedDict, total=False):
-    """The facts a mail may tell. What is missing, None or unreadable is not spoken of.
-
-    Times are shown in their own zone and may be RFC 3339 texts; a number may be a text; a duration as text is kept.
-    """
-
-    printer_name: str
-    print_name: str | None
-    order_label: str | None
-    buyer_name: str | None
-    material: str | None
-    color: str | None
-    slot: int | None
-    remaining_grams: Number
-    remaining_pct: Number
-    used_grams: Number
-    cost: Number
-    currency: str | None
-    started_at: Moment
-    completed_at: Moment
-    duration: timedelta | str | None
-    reason: str | None
-    link: str | None
+    NEEDS_LOOK = "needs_look"
+    WEBHOOK_DISABLED = "webhook_disabled"
+    TEST = "test"
+    NEWS = "news"
+    """Anything else: it tells what is known and guesses no advice."""
 
 
 class RenderedMail(NamedTuple):
@@ -79,21 +60,36 @@ class RenderedMail(NamedTuple):
     html: str
 
 
-class _Fact(NamedTuple):
-    label: str
-    value: str
-    swatch: str = ""
+class RenderedMessage(NamedTuple):
+    """What a messenger shows: a line, and at most 1,000 characters of plain text."""
+
+    title: str
+    body: str
 
 
-def without_controls(text: str) -> str:
-    """The text without control, direction-changing and invisible characters; line breaks (LF) and tabs stay."""
-    return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+class SummaryItem(NamedTuple):
+    """One event of several that go out together."""
+
+    kind: str
+    context: MailContext
+    at: Moment
 
 
-def one_line(text: str, max_chars: int) -> str:
-    """The text cleaned, on one line, and cut to `max_chars`."""
-    line = " ".join(without_controls(text).split())
-    return line if len(line) <= max_chars else line[: max_chars - 1].rstrip() + "…"
+class _Line(NamedTuple):
+    tone: str
+    text: str
+    at: str
+
+    @property
+    def rank(self) -> int:
+        """0 for the worst."""
+        return _TONES.index(self.tone)
+
+
+class _Group(NamedTuple):
+    printer_name: str
+    lines: list[_Line]
+    more: int
 
 
 def render_mail(kind: str, context: MailContext) -> RenderedMail:
@@ -103,116 +99,158 @@ def render_mail(kind: str, context: MailContext) -> RenderedMail:
         ValueError: `kind` is not a MailKind.
     """
     template = f"{MailKind(kind)}.j2"
-    color = _name(context.get("color"))
-    values = {
-        "printer_name": _name(context.get("printer_name")) or "the printer",
-        "print_name": _name(context.get("print_name")),
-        "order_label": _name(context.get("order_label")),
-        "buyer_name": _name(context.get("buyer_name")),
-        "spool": _spool(context, "" if color.startswith("#") else color),  # people do not say hexadecimal
-        "remaining": _remaining(context),
-        "duration": _duration(context),
-        "reason": one_line(context.get("reason") or "", _REASON_CHARS),
-        "link": _link(context.get("link")),
-        "facts": [fact for fact in _facts(context) if fact.value],
-    }
+    values = template_values(context)
     plain = _AS_TEXT.get_template(template)
-    subject = "".join(plain.blocks["subject"](plain.new_context(values)))
     text = plain.render(values, layout="layout.txt.j2")
     html = _AS_HTML.get_template(template).render(values, layout="layout.html.j2")
-    return RenderedMail(one_line(subject, _NAME_CHARS), re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", html)
+    return RenderedMail(_block(plain, "subject", values, _SUBJECT_CHARS), _tidy(text), html)
 
 
-def _facts(context: MailContext) -> Iterator[_Fact]:
-    color = _name(context.get("color"))
-    yield _Fact("Print", _name(context.get("print_name")))
-    yield _Fact("For", " · ".join(filter(None, (_name(context.get("order_label")), _name(context.get("buyer_name"))))))
-    yield _Fact("Printer", _name(context.get("printer_name")))
-    yield _Fact("Material", _spool(context, color), color[:7] if _COLOR.fullmatch(color) else "")
-    yield _Fact("Left on the spool", _remaining(context))
-    yield _Fact("Used", _grams(context.get("used_grams")))
-    yield _Fact("Material cost", _money(context.get("cost"), context.get("currency")))
-    yield _Fact("Started", _moment(context.get("started_at")))
-    yield _Fact("Ended", _moment(context.get("completed_at")))
-    yield _Fact("Took", _duration(context))
+def render_message(kind: str, context: MailContext) -> RenderedMessage:
+    """The same in short and without markup, for messengers.
+
+    Raises:
+        ValueError: `kind` is not a MailKind.
+    """
+    template = _AS_TEXT.get_template(f"{MailKind(kind)}.j2")
+    values = template_values(context)
+    parts = [
+        _block(template, "story", values, _LINE_CHARS * 2),
+        one_line(str(values["reason"]), _LINE_CHARS),
+        _block(template, "next", values, _LINE_CHARS),
+    ]
+    body = "\n".join(filter(None, map(_without_mentions, parts)))
+    return _message(_block(template, "subject", values, _SUBJECT_CHARS), body, str(values["link"]))
 
 
-def _name(text: str | None) -> str:
-    return one_line(text or "", _NAME_CHARS)
+def render_summary(items: Sequence[SummaryItem], *, zone: str, link: str | None) -> RenderedMail:
+    """Many events in one mail: what happened how often, then each printer's, newest first; at most 200 are listed.
+
+    Raises:
+        ValueError: no items, or a kind is not a MailKind.
+    """
+    if not items:
+        raise ValueError("a summary is of one event at least")
+    values = _summary_values(items, zone, link)
+    plain = _AS_TEXT.get_template("summary.txt.j2")
+    return RenderedMail(
+        _block(plain, "subject", values, _SUBJECT_CHARS),
+        _tidy(plain.render(values)),
+        _AS_HTML.get_template("summary.html.j2").render(values),
+    )
 
 
-def _spool(context: MailContext, color: str) -> str:
-    """Like `PLA, black, slot 2`."""
-    slot = context.get("slot")
-    return ", ".join(filter(None, (_name(context.get("material")), color, "" if slot is None else f"slot {slot:d}")))
+def render_summary_message(items: Sequence[SummaryItem], *, link: str | None = None) -> RenderedMessage:
+    """Many events in one message: as many lines as fit, the worst first, then the newest.
+
+    Raises:
+        ValueError: a kind is not a MailKind.
+    """
+    lines = sorted(
+        ((_printer(item), _line(item, "UTC")) for item in _newest_first(items)), key=lambda each: each[1].rank
+    )
+    texts = [_without_mentions(f"{one_line(name, 60)}: {line.text}") for name, line in lines]
+    shown: list[str] = []
+    for text in texts:
+        if sum(len(each) + 1 for each in (*shown, text)) > _MESSAGE_CHARS - 100:
+            break
+        shown.append(text)
+    if len(shown) < len(texts):
+        shown.append(f"… and {len(texts) - len(shown)} more")
+    return _message(_headline(_counts(items)), "\n".join(shown), clean_link(link))
 
 
-def _remaining(context: MailContext) -> str:
-    """Like `175 g (70 %)`."""
-    grams, percent = _grams(context.get("remaining_grams")), _rounded(context.get("remaining_pct"), 0)
-    percent = percent and f"{percent} %"
-    return f"{grams} ({percent})" if grams and percent else grams or percent
+def _message(title: str, body: str, link: str) -> RenderedMessage:
+    room = _MESSAGE_CHARS - (len(link) + 1 if len(link) < _LINE_CHARS else 0)
+    body = body if len(body) <= room else body[: room - 1].rstrip() + "…"
+    return RenderedMessage(_without_mentions(title), f"{body}\n{link}" if room < _MESSAGE_CHARS and link else body)
 
 
-def _grams(value: Number) -> str:
-    return _rounded(value, 1).removesuffix(".0") + " g" if _rounded(value, 1) else ""
+def _without_mentions(text: str) -> str:
+    """A print named `@everyone` wakes nobody: with an invisible space behind it, an at sign begins no name."""
+    return re.sub(r"([@<])(?=\S)", "\\1\u200b", text)
 
 
-def _money(value: Number, currency: str | None) -> str:
-    code = one_line(currency or "", 3)
-    amount = _rounded(value, 0 if code in _WITHOUT_CENTS else 2)
-    return f"{amount} {code}".strip() if amount else ""
+def _summary_values(items: Sequence[SummaryItem], zone: str, link: str | None) -> dict[str, object]:
+    ordered = _newest_first(items)
+    by_printer: dict[str, list[_Line]] = {}
+    for item in ordered:
+        by_printer.setdefault(_printer(item), []).append(_line(item, zone))
+    counts = _counts(items)
+    return {
+        "counts": ", ".join(counts),
+        "headline": _headline(counts),
+        "tone": min((line for lines in by_printer.values() for line in lines), key=lambda line: line.rank).tone,
+        "event_count": len(items),
+        "printer_count": len(by_printer),
+        "groups": [_group(name, lines) for name, lines in list(by_printer.items())[:_SHOWN_PRINTERS]],
+        "more_printers": max(0, len(by_printer) - _SHOWN_PRINTERS),
+        "from_at": clock_time(ordered[-1].at, zone_of(zone)),
+        "to_at": clock_time(ordered[0].at, zone_of(zone)),
+        "link": clean_link(link),
+    }
 
 
-def _rounded(value: Number, decimals: int) -> str:
-    """Rounded half up; empty for nothing and for what is no number."""
-    if value is None:
-        return ""
-    try:
-        number = Decimal(str(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
-    except InvalidOperation:
-        return ""
-    return f"{number:,f}" if number.is_finite() else ""
+def _group(printer_name: str, lines: list[_Line]) -> _Group:
+    """Where not all can be shown, what is bad is; and all in their order."""
+    kept = sorted(range(len(lines)), key=lambda place: lines[place].rank)[:_SHOWN_PER_PRINTER]
+    return _Group(printer_name, [lines[place] for place in sorted(kept)], len(lines) - len(kept))
 
 
-def _read_moment(at: Moment) -> datetime | None:
-    if isinstance(at, str):
-        try:
-            at = datetime.fromisoformat(at)
-        except ValueError:
-            return None
-    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
+def _newest_first(items: Sequence[SummaryItem]) -> list[SummaryItem]:
+    return sorted(items, key=lambda item: str(item.at or ""), reverse=True)
 
 
-def _moment(at: Moment) -> str:
-    """Like `21 Nov 2026, 09:05 UTC`."""
-    moment = _read_moment(at)
-    return f"{moment:%d %b %Y, %H:%M %Z}" if moment else ""
+def _printer(item: SummaryItem) -> str:
+    return str(template_values(item.context)["printer_name"])
 
 
-def _duration(context: MailContext) -> str:
-    """Like `2 h 5 min`; from start and end when it is not given."""
-    duration = context.get("duration")
-    if isinstance(duration, str):
-        return _name(duration)
-    start, end = _read_moment(context.get("started_at")), _read_moment(context.get("completed_at"))
-    if duration is None and start is not None and end is not None:
-        duration = end - start
-    if duration is None or duration < timedelta(0):
-        return ""
-    hours, minutes = divmod(round(duration.total_seconds() / 60), 60)
-    if hours and minutes:
-        return f"{hours} h {minutes} min"
-    return f"{hours} h" if hours else f"{minutes} min"
+def _line(item: SummaryItem, zone: str) -> _Line:
+    template = _AS_TEXT.get_template(f"{MailKind(item.kind)}.j2")
+    values = template_values(item.context)
+    said = _block(template, "line", values, _LINE_CHARS)
+    return _Line(_block(template, "tone", values, 10), said, clock_time(item.at, zone_of(zone)))
 
 
-def _link(link: str | None) -> str:
-    """Only http and https: an escaped `javascript:` would still run when clicked."""
-    return link if link and _LINK.fullmatch(link) else ""
+def _counts(items: Sequence[SummaryItem]) -> list[str]:
+    """Like `1 print failed` and `3 prints finished`: the worst first."""
+    counted = Counter(item.kind for item in items)
+    said = []
+    for kind, count in counted.items():
+        template = _AS_TEXT.get_template(f"{MailKind(kind)}.j2")
+        values = template_values({})
+        one, _, many = _block(template, "count", values, _LINE_CHARS).partition("|")
+        said.append((_TONES.index(_block(template, "tone", values, 10)), f"{count} {one if count == 1 else many}"))
+    return [text for _, text in sorted(said, key=lambda each: each[0])]
+
+
+def _headline(counts: list[str]) -> str:
+    """What a subject has room for."""
+    if len(counts) <= _HEADLINE_COUNTS:
+        return ", ".join(counts)
+    rest = sum(int(count.split()[0]) for count in counts[_HEADLINE_COUNTS:])
+    return f"{', '.join(counts[:_HEADLINE_COUNTS])} and {rest} more"
+
+
+def _block(template: Template, name: str, values: dict[str, object], max_chars: int) -> str:
+    return one_line("".join(template.blocks[name](template.new_context(values))), max_chars)
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _strong(text: str) -> Markup:
     return Markup("<strong>{}</strong>").format(escape(text))
+
+
+def _linked(url: str, name: str) -> Markup:
+    """Only for an address that we made ourselves."""
+    return Markup('<a href="{}" style="color:#2563a8;">{}</a>').format(escape(url), escape(name))
+
+
+def _link_as_text(url: str, name: str) -> str:
+    return f"{name}: {url}"
 
 
 def _environment(for_html: bool) -> Environment:
@@ -224,6 +262,7 @@ def _environment(for_html: bool) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["strong"] = _strong if for_html else str
+    environment.filters["linked"] = _linked if for_html else _link_as_text
     return environment
 
 

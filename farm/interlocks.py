@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 
-from bambu.errors import Severity
+from bambu.errors import Fault, Severity
 from bambu.models import PrinterModel, model_of_name, model_of_serial
 from bambu_report import PrinterActivity, PrinterState, Storage
 from farm.filament import (
@@ -257,15 +257,17 @@ def printer_reasons(printer: PrinterFacts, *, now: datetime) -> dict[Interlock, 
         note(Interlock.storage, "the printer does not say whether it has storage (SD card or USB stick)")
     elif state.storage is not Storage.ok:
         note(Interlock.storage, "the printer has no usable storage (SD card or USB stick)")
-    severe = [
-        fault for fault in state.faults if fault.severity in SEVERE and fault.code.count("-") == HEALTH_GROUPS - 1
-    ]
-    if severe:
+    if severe := severe_faults(state):
         note(Interlock.fault, f"the printer reports {severe[0].code}: {severe[0].message}")
     since = printer.in_state_since
     if state.state in READY_STATES and (since is None or now - since < printer.rest):
         note(Interlock.settled, "the printer has only just come to rest")
     return found.reasons
+
+
+def severe_faults(state: PrinterState) -> list[Fault]:
+    """What a printer complains of that somebody has to see to."""
+    return [fault for fault in state.faults if fault.severity in SEVERE and fault.code.count("-") == HEALTH_GROUPS - 1]
 
 
 def _not_due(waiting: WaitingFacts, now: datetime) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from models import ConnectionStatus, ConnectionType, PrinterConnection
 
@@ -14,7 +15,17 @@ LIVE_FOR = timedelta(seconds=90)
 START_IT_THERE = "start it there and record it here"
 
 
-def is_live(connection: PrinterConnection | None, now: datetime) -> bool:
+class Heard(Protocol):
+    """A connection, or what of its row is asked for here."""
+
+    @property
+    def connection_status(self) -> ConnectionStatus: ...
+
+    @property
+    def heard_at(self) -> datetime | None: ...
+
+
+def is_live(connection: Heard | None, now: datetime) -> bool:
     """A live link: connected, and the last report under 90 s old."""
     return (
         connection is not None

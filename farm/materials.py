@@ -15,7 +15,18 @@ import sqlalchemy as sa
 
 import notifications
 from farm.plate_facts import known_plate
-from models import BambuMaterial, LedgerEntry, LedgerKind, PrintEvent, ScheduledPrint, StartIntent, db, place_of
+from models import (
+    BambuMaterial,
+    LedgerEntry,
+    LedgerKind,
+    Printer,
+    PrintEvent,
+    ScheduledPrint,
+    StartIntent,
+    db,
+    place_of,
+    slot_of,
+)
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -247,6 +258,41 @@ def _settle_stage(material: BambuMaterial, *, at: datetime, limits: StageLimits)
     if stage is Stage.depleted:
         material.removed_at = at
     db.session.flush()
+
+
+def announce_change(
+    printer: Printer,
+    place: tuple[int, int],
+    material: BambuMaterial | None,
+    *,
+    material_type: str | None,
+    color: str | None,
+    reason: str,
+    at: datetime,
+) -> None:
+    """A printer sees another spool in a place, of this type and colour, or none. `material`: what the ledger has there,
+    which stays as it is."""
+    event = PrintEvent(
+        user_id=printer.user_id,
+        printer_id=printer.id,
+        material_id=material.id if material is not None else None,
+        kind="material.changed",
+        reason=reason,
+        details={
+            "slot": slot_of(*place),
+            "ams_id": place[0],
+            "tray_id": place[1],
+            "material_type": material_type,
+            "color": color,
+            # Of a spool that was swapped nobody knows yet.
+            "weight_grams": None,
+            "remaining_grams": None,
+            "remaining_pct": None,
+        },
+        at=at,
+    )
+    db.session.add(event)
+    notifications.fan_out(event)
 
 
 def _announce(material: BambuMaterial, kind: str, at: datetime, reason: str | None = None) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 
 import notifications
+from farm import maintenance
 from farm.materials import StageLimits, shares_of, use_filament
 from farm.orders import settle_production_status
 from models import ENDED_STATUSES, WAITING_STATUSES, PrintEvent, PrintStatus, ScheduledPrint, db
@@ -35,6 +36,8 @@ def move_print(
         # To an order a print that waits is a print that waits.
         settle_production_status(moved.user_id, moved.order_id, at=at)
     notifications.fan_out(event, of_print=moved)
+    if status in ENDED_STATUSES:
+        maintenance.count_hours(moved, at=at)
     return event
 
 

@@ -16,6 +16,7 @@ from farm.interlocks import HELD, SETTLED_FOR, Interlock, Judge, PrinterFacts, V
 from farm.live import is_live, why_out_of_our_hands
 from farm.materials import StageLimits
 from farm.moves import move_print
+from farm.needs import Needs
 from farm.plate_facts import PlateFacts, known_plate
 from farm.queue import RUN_ORDER
 from farm.status import state_from_snapshot
@@ -243,14 +244,17 @@ def look_over(
             told.setdefault((status, reason), []).append(row.id)
 
     being_started = _print_being_started(printer.id) if facts.has_open_start else None
+    needs = Needs.of(printer.id)
     for row in rows:
         if row.id == being_started:
             # Its own start says why it waits.
+            needs.keep(row.id)
             continue
         if row.status is PrintStatus.queued and not printer.auto_start:
             tell(row, row.status, HELD if row.held_at is not None else None)
             continue
         verdict = judge_here.of(_facts_of(row, plates.get((row.print_file_id, row.plate)), row.order_status))
+        needs.see(row.id, verdict, deferred.get(row.id), is_first=chosen is None)
         if row.status is PrintStatus.queued:
             if not NOT_RELEASED.isdisjoint(verdict.reasons):
                 tell(row, row.status, verdict.sentence)
@@ -265,6 +269,7 @@ def look_over(
             tell(row, PrintStatus.scheduled, verdict.sentence or "another print goes first")
     _release(released, now=now, limits=limits)
     _write_reasons(told)
+    needs.settle(at=now)
     look_again_at = _look_again_at(rows, facts, in_state_since, now, missed_window)
     if chosen is None:
         return Outlook(None, None, look_again_at)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from bambu.errors import Fault, Severity
 from bambu_report import UNKNOWN, Nozzle, PrinterActivity, PrinterState, Spool, Storage, Unit
-from models import slot_of
+from farm.live import LIVE_FOR, is_live, why_only_watched
+from models import ConnectionStatus, PrinterConnection, slot_of
+
+SHOWN = (
+    *("state", "progress_percent", "remaining_minutes", "layers_printed", "total_layers", "nozzle_temp"),
+    *("nozzle_target", "bed_temp", "bed_target", "chamber_temp", "errors", "job_name", "current_print_id"),
+    *("materials", "can_control"),
+)
 
 
 def snapshot_of(state: PrinterState, *, current_print_id: int | None, print_name: str | None = None) -> dict[str, Any]:
@@ -36,6 +44,33 @@ def snapshot_of(state: PrinterState, *, current_print_id: int | None, print_name
         # Not shown, but the interlocks ask for it in processes without a link.
         "nozzles": [nozzle.diameter_mm for nozzle in state.nozzles],
         "storage": state.storage.value if state.storage is not None else None,
+    }
+
+
+def status_of(connection: PrinterConnection, *, now: datetime) -> dict[str, Any]:
+    """PrinterStatus (contract §5): what the printer last reported, and whether that still counts."""
+    live = is_live(connection, now)
+    status, reason = connection.connection_status, connection.status_reason
+    if status is ConnectionStatus.connected and not live:
+        status, reason = ConnectionStatus.offline, f"Nothing heard for {LIVE_FOR.seconds} seconds."
+    elif status is not ConnectionStatus.connected and reason is None:
+        reason = "No connection has been made yet."
+    snapshot = connection.snapshot or {}
+    shown = {name: snapshot.get(name) for name in SHOWN}
+    if why_only_watched(connection):
+        shown["can_control"] = False
+    if not live:
+        shown["state"] = "unknown"
+    return {
+        "printer_id": connection.printer_id,
+        "printer_name": connection.printer.name,
+        "connection_type": connection.connection_type,
+        "connection_status": status,
+        "reason": reason,
+        **shown,
+        "state": shown["state"] or "unknown",
+        "last_updated": connection.heard_at,
+        "stale": not live,
     }
 
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 import structlog
 
+import notifications
 from bambu_client import Answer, explain
 from bambu_report import ACTIVE, PrinterActivity, PrinterState
+from farm.alerts import UNCONFIRMED, needs_person
 from farm.command_proof import came_true
 from farm.gates import clear, gate_of, occupy
 from farm.materials import StageLimits
@@ -45,6 +47,7 @@ START_SETTLES_IN = timedelta(seconds=300)
 FINISH_SETTLES_IN = timedelta(seconds=2)
 ASK_AFTER = timedelta(seconds=30)
 UNCONFIRMED_AFTER = timedelta(seconds=150)
+UNCONFIRMED_SENTENCE = "sent to the printer, which does not confirm it: look at the printer, then say what happened"
 STOPPED_BY_PERSON = "stopped by a person"
 AWAITING = (IntentState.published, IntentState.unknown)
 # Written out in the statement: a partial index serves only a condition that names its values.
@@ -69,20 +72,20 @@ def apply(
     in_state_since: datetime,
     now: datetime,
     limits: StageLimits,
-    heard_at: datetime | None = None,
+    told_whole_at: datetime | None = None,
     is_whole: bool = True,
 ) -> int | None:
     """What a printer's present state means; returns the id of the print of ours that it concerns. The caller commits.
 
-    `in_state_since`: when the state's activity was first heard; `heard_at`: when the state was heard last, now if not
-    given. `is_whole`: a full report came since the printer is at work; before, a part may be missing that tells whose
-    print it is. Safe to call again with the same state.
+    `in_state_since`: when the state's activity was first heard; `told_whole_at`: when a full report was heard last, now
+    if not given. `is_whole`: a full report came since the printer is at work; before, a part may be missing that tells
+    whose print it is. Safe to call again with the same state.
     """
     if not state.known:
         return None
     settled_for = now - in_state_since
     intent = _intent_of(printer, state)
-    ours = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True) if intent is not None else None
+    ours = _locked_print_of(intent) if intent is not None else None
     _see_plate(printer, state, ours)
     if intent is not None and ours is not None:
         if state.state in ACTIVE:
@@ -96,7 +99,9 @@ def apply(
             ours.progress_percent = max(0, min(100, state.progress_percent))
     if is_whole or state.state not in ACTIVE:
         _see_foreign_print(printer, state, intent, now)
-        _miss_ours(printer, state, intent, settled_for=settled_for, heard_at=heard_at or now, now=now, limits=limits)
+        _miss_ours(
+            printer, state, intent, settled_for=settled_for, told_whole_at=told_whole_at or now, now=now, limits=limits
+        )
     _settle_commands(printer, state, now)
     is_current = ours is not None and (ours.status is PrintStatus.started or state.state in ACTIVE)
     return ours.id if is_current and ours is not None else None
@@ -120,6 +125,13 @@ def _intent_of(printer: Printer, state: PrinterState) -> StartIntent | None:
             StartIntent.published_at.is_not(None),
         )
     ).scalar_one_or_none()
+
+
+def _locked_print_of(intent: StartIntent) -> ScheduledPrint:
+    """And the start as it stands then: whoever held the lock, a person or the starter, may have ended it meanwhile."""
+    of_print = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True)
+    db.session.refresh(intent)
+    return of_print
 
 
 def _see_plate(printer: Printer, state: PrinterState, ours: ScheduledPrint | None) -> None:
@@ -206,9 +218,11 @@ def _end(
 
 
 def _see_foreign_print(printer: Printer, state: PrinterState, intent: StartIntent | None, now: datetime) -> None:
-    """A print that somebody started at the printer: recorded once as it begins and as it ends, and never touched."""
+    """A print that somebody started at the printer: recorded once as it begins and as it ends, and never touched. So is
+    a start of ours that a person has taken back, if the printer begins it after all."""
     running = None
-    if intent is None and state.state in ACTIVE:
+    is_ours = intent is not None and intent.state in (*AWAITING, IntentState.confirmed)
+    if not is_ours and state.state in ACTIVE:
         running = (state.job_name or state.file_name or state.submission_id or "a print without a name")[:255]
     if running == printer.foreign_print or (running is None and state.state is PrinterActivity.unknown):
         return
@@ -235,7 +249,7 @@ def _miss_ours(
     intent: StartIntent | None,
     *,
     settled_for: timedelta,
-    heard_at: datetime,
+    told_whole_at: datetime,
     now: datetime,
     limits: StageLimits,
 ) -> None:
@@ -249,10 +263,10 @@ def _miss_ours(
         )
     ).scalars()
     for missed in others:
+        ours = _locked_print_of(missed)
         published_at = missed.published_at
-        if published_at is None:
+        if published_at is None or missed.ended_at is not None:
             continue
-        ours = db.session.get_one(ScheduledPrint, missed.print_id, with_for_update=True)
         is_running_another = state.state in ACTIVE and settled_for >= FAILURE_SETTLES_IN
         if missed.state is IntentState.confirmed:
             if ours.status is not PrintStatus.started:
@@ -262,8 +276,9 @@ def _miss_ours(
         elif is_running_another:
             _never_started(missed, ours, "another print began at the printer instead", now=now, limits=limits)
         elif (
-            # What was heard before that says nothing: the line may be down while it prints.
-            heard_at - published_at > START_SETTLES_IN
+            # What was heard before that says nothing: the line may be down while it prints. Nor does a part since: the
+            # one that told of the beginning may have been lost.
+            told_whole_at - published_at > START_SETTLES_IN
             and state.state not in ACTIVE
             and settled_for > FAILURE_SETTLES_IN
         ):
@@ -279,17 +294,17 @@ def _ask_to_look(ours: ScheduledPrint, state: PrinterState, now: datetime) -> No
     if ours.needs_look is not None:
         return
     ours.needs_look = sentence
-    db.session.add(
-        PrintEvent(
-            user_id=ours.user_id,
-            printer_id=ours.printer_id,
-            print_id=ours.id,
-            kind="print.needs_look",
-            reason=sentence,
-            details={},
-            at=now,
-        )
+    event = PrintEvent(
+        user_id=ours.user_id,
+        printer_id=ours.printer_id,
+        print_id=ours.id,
+        kind="print.needs_look",
+        reason=sentence,
+        details={},
+        at=now,
     )
+    db.session.add(event)
+    notifications.fan_out(event, of_print=ours)
 
 
 def _never_started(
@@ -353,13 +368,15 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
     ).scalar_one_or_none()
     if intent is None:
         return
+    refused = _locked_print_of(intent)
+    if intent.state not in AWAITING:
+        return
     reason = explain(answer) or "no reason given"
     intent.state, intent.reason, intent.ended_at = IntentState.refused, reason, now
     gate = gate_of(printer)
     if gate is not None and gate.plate_print_id == intent.print_id:
         # A refused start put nothing on the plate.
         clear(gate)
-    refused = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True)
     if refused.status is PrintStatus.scheduled:
         move_print(
             refused, PrintStatus.failed, at=now, limits=limits, reason=f"refused by the printer: {reason}"[:2000]
@@ -367,16 +384,18 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
 
 
 class Awaited(NamedTuple):
-    """Printers that have not confirmed a start: to be asked for a report, and to be judged by what they last said."""
+    """Printers that have not confirmed a start: to be asked for a full report, and to be judged by what they say, each
+    from its moment on. `ended`: whose start a person ended."""
 
     ask: list[int]
-    judge: list[int]
+    judge: dict[int, datetime]
+    ended: list[int]
 
 
 def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
     """Starts that wait for their printers' word. One that is not confirmed in time is shown as such, and never repeated
     without a person. The caller commits."""
-    awaited = Awaited([], [])
+    awaited = Awaited([], {}, [])
     intents = db.session.execute(
         sa.select(StartIntent).where(StartIntent.state.in_(AWAITED), StartIntent.published_at < now - ASK_AFTER)
     ).scalars()
@@ -384,27 +403,32 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
         published_at = intent.published_at
         if intent.printer_id not in printer_ids or published_at is None:
             continue
+        if intent.state is IntentState.published and now - published_at > UNCONFIRMED_AFTER:
+            if not _mark_unconfirmed(intent, now):
+                continue
+            # The report that said it had begun may have been lost.
+            awaited.ask.append(intent.printer_id)
         if intent.report_asked_at is None:
             intent.report_asked_at = now
             awaited.ask.append(intent.printer_id)
-        if intent.state is IntentState.published and now - published_at > UNCONFIRMED_AFTER:
-            _mark_unconfirmed(intent)
-            # The report that said it had begun may have been lost.
-            awaited.ask.append(intent.printer_id)
         if now - published_at > START_SETTLES_IN:
-            awaited.judge.append(intent.printer_id)
+            awaited.judge[intent.printer_id] = published_at + START_SETTLES_IN
     ended_by_hand = db.session.execute(ENDED_BY_HAND).scalars()
-    awaited.judge.extend(printer_id for printer_id in ended_by_hand if printer_id in printer_ids)
+    awaited.ended.extend(printer_id for printer_id in ended_by_hand if printer_id in printer_ids)
     return awaited
 
 
-def _mark_unconfirmed(intent: StartIntent) -> None:
+def _mark_unconfirmed(intent: StartIntent, now: datetime) -> bool:
+    """False when it was settled in this moment: a computer that slept between the writing and the sending of a start
+    finds it too late to send and too long unconfirmed at once."""
+    waiting = _locked_print_of(intent)
+    if intent.state is not IntentState.published:
+        return False
     intent.state = IntentState.unknown
-    waiting = db.session.get_one(ScheduledPrint, intent.print_id)
-    waiting.waiting_reason = (
-        "sent to the printer, which does not confirm it: look at the printer, then say what happened"
-    )
+    waiting.waiting_reason = UNCONFIRMED_SENTENCE
+    needs_person(waiting, UNCONFIRMED, UNCONFIRMED_SENTENCE, at=now)
     log.warning("start_unconfirmed", print_id=intent.print_id, printer_id=intent.printer_id)
+    return True
 
 
 def withdraw_unsent(printer_ids: Sequence[int], *, now: datetime) -> None:

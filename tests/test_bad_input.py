@@ -158,6 +158,8 @@ def endpoints() -> list[str]:
         "materials.add_material",
         "materials.change_material",
         "notifications.change_preferences",
+        "notification channels.add_channel",
+        "notification channels.change_channel",
         "scheduled prints.add_print",
         "scheduled prints.change_print",
         "scheduled prints.start_print",

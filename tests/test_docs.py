@@ -16,8 +16,9 @@ from flask import Flask
 
 import errors
 from app import PUBLIC_ENDPOINTS
+from farm import alerts, maintenance
 from farm.materials import StageLimits, cost_of, percent_of, stage_of
-from models import LEGAL_MOVES, Delivery, db
+from models import LEGAL_MOVES, Delivery, ScheduledPrint, db
 from settings import Settings
 from tests import documents
 from tests.documents import DOCUMENTS, LINK, ROOT, ROUTE, Section, in_words, read, section, sections, table, tables
@@ -37,6 +38,8 @@ IDS = {
     "batch_id": "**batch's id**",
     "file_id": "**file's id**",
     "plate": "**plate's number**",
+    "channel_id": "**channel's id**",
+    "delivery_id": "**delivery's id**",
     "material_id": "**material's own id**",
     "print_id": "**print's own id**",
 }
@@ -276,7 +279,11 @@ def test_api_md_has_every_key_of_a_webhook(farm: Farm, printer_id: int) -> None:
     order = farm.add_order()
     farm.move(farm.add_print(printer_id, order_id=order["id"])["id"], "scheduled", "started")
     farm.put(f"/api/bambu/materials/{material['id']}", {"remaining_pct": 10})
+    waiting = farm.add_print(printer_id)
     with farm.database() as session:
+        at = farm.app.extensions["clock"]()
+        alerts.needs_person(session.get_one(ScheduledPrint, waiting["id"]), "nozzle", "another nozzle", at=at)
+        maintenance.tell_if_due(farm.user["id"], printer_id, Decimal(251), 250, at=at)
         payloads = [each.payload for each in session.execute(sa.select(Delivery)).scalars()]
     real: dict[str, set[str]] = {"type": set(), "timestamp": set()}
     for payload in payloads:

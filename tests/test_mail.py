@@ -67,27 +67,56 @@ def test_login_goes_over_verified_tls(tls: Any) -> None:
         assert len(sink.messages) == 1 and sink.logins == ["farm"]
         with pytest.raises(MailFailed, match="certificate is not valid") as untrusted:
             mailer(sink, tls=tls, user="farm", password="s3cret", tls_context=None).send(mail_to())
-        assert not untrusted.value.permanent and sink.logins == ["farm"], "the password never left"
+        assert not untrusted.value.is_final and sink.logins == ["farm"], "the password never left"
         with pytest.raises(MailFailed, match="refused the login: 535") as wrong:
             mailer(sink, tls=tls, user="farm", password="wrong").send(mail_to())
-        assert not wrong.value.permanent and len(sink.messages) == 1
+        assert not wrong.value.is_final and len(sink.messages) == 1
 
 
 def test_without_starttls_at_the_server_nothing_is_sent() -> None:
     with MailSink() as sink, pytest.raises(MailFailed, match="STARTTLS") as failed:
         mailer(sink, tls="starttls", user="farm", password="s3cret").send(mail_to())
-    assert not failed.value.permanent and sink.messages == [] and sink.logins == []
+    assert not failed.value.is_final and sink.messages == [] and sink.logins == []
 
 
-@pytest.mark.parametrize(("reply", "permanent"), [("550 5.1.1 unknown", True), ("451 4.2.1 later", False)])
-def test_refusals_of_recipient_and_of_content_are_told_apart_and_4xx_from_5xx(reply: str, permanent: bool) -> None:
+@pytest.mark.parametrize(("reply", "is_final"), [("550 5.1.1 unknown", True), ("451 4.2.1 later", False)])
+def test_refusals_of_recipient_and_of_content_are_told_apart_and_4xx_from_5xx(reply: str, is_final: bool) -> None:
     with MailSink(refuse={"maker@example.org": reply}) as sink, pytest.raises(MailFailed) as refused:
         mailer(sink).send(mail_to())
-    assert (refused.value.permanent, refused.value.recipient_refused) == (permanent, True)
-    assert reply in refused.value.reason
+    assert (refused.value.is_final, refused.value.recipient_refused) == (is_final, True)
+    assert reply in refused.value.reason and refused.value.code == int(reply[:3])
     with MailSink(refuse_data=reply) as sink, pytest.raises(MailFailed) as refused:
         mailer(sink).send(mail_to())
-    assert (refused.value.permanent, refused.value.recipient_refused) == (permanent, False)
+    assert (refused.value.is_final, refused.value.recipient_refused) == (is_final, False)
+    assert refused.value.code == int(reply[:3])
+
+
+@pytest.mark.parametrize(
+    ("said", "at", "code", "is_final"),
+    [
+        (b"554 no mail from there", b"", 554, False),  # the greeting: our address is the set-up's matter
+        (b"421 too busy", b"", 421, False),
+        (b"553 not yours to send from", b"MAIL", 553, False),
+        (b"552 too much mail", b"MAIL", 552, True),
+        (b"450 greylisted", b"RCPT", 450, False),
+        (b"550 nobody here", b"RCPT", 550, True),
+        (b"451 try later", b"DATA", 451, False),
+        (b"554 spam", b"DATA", 554, True),
+        (b"421 going down", b"DATA", 421, False),
+        (b"\xff\x00 no SMTP at all", b"", None, False),
+    ],
+)
+def test_each_answer_of_a_server_is_final_or_is_not(said: bytes, at: bytes, code: int | None, is_final: bool) -> None:
+    def smtp(connection: socket.socket, _: int) -> None:
+        lines = connection.makefile("rwb", buffering=0)
+        lines.write(b"220 hi\r\n" if at else said + b"\r\n")
+        for line in lines:
+            lines.write((said if at and line.upper().startswith(at) else b"250 fine") + b"\r\n")
+
+    with MailSink() as sink, served(smtp) as port, pytest.raises(MailFailed) as failed:
+        mailer(sink, port=port, timeout_seconds=2.0).send(mail_to())
+    assert (failed.value.code, failed.value.is_final) == (code, is_final), failed.value.reason
+    assert failed.value.reason.isprintable()
 
 
 def test_a_server_that_is_not_there_or_says_nothing_is_a_passing_fault() -> None:
@@ -95,15 +124,15 @@ def test_a_server_that_is_not_there_or_says_nothing_is_a_passing_fault() -> None
         sender = mailer(sink)
     with pytest.raises(MailFailed, match="Connection refused") as failed:
         sender.send(mail_to())
-    assert not failed.value.permanent
+    assert not failed.value.is_final and failed.value.code is None
     began = time.monotonic()
     with served(lambda *_: None) as port, pytest.raises(MailFailed, match="timed out") as failed:
         mailer(sink, port=port, timeout_seconds=0.2).send(mail_to())
     assert time.monotonic() - began < 2
-    assert not failed.value.permanent
+    assert not failed.value.is_final
     with served(lambda connection, _: connection.close()) as port, pytest.raises(MailFailed) as failed:
         mailer(sink, port=port).send(mail_to())
-    assert not failed.value.permanent
+    assert not failed.value.is_final
 
 
 def test_a_mail_that_was_taken_is_a_success_even_if_the_goodbye_fails() -> None:
@@ -180,7 +209,7 @@ def test_a_set_up_that_cannot_work_is_refused_at_once(changes: dict[str, Any]) -
 def test_no_address_breaks_out_of_its_header_or_command(to: str) -> None:
     with MailSink() as sink, pytest.raises(MailFailed) as failed:
         mailer(sink).send(mail_to(to))
-    assert failed.value.permanent and failed.value.recipient_refused and sink.messages == []
+    assert failed.value.is_final and failed.value.recipient_refused and sink.messages == []
 
 
 HOSTILE_TEXT = (
@@ -234,6 +263,7 @@ FACTS: MailContext = {
     "reason": "Nozzle blob (0300-0D00)",
     "link": LINK,
 }
+SUMMARIES = {"summary.html", "summary.txt"}
 
 
 @pytest.mark.parametrize("kind", MailKind)
@@ -316,7 +346,7 @@ def test_facts_may_come_as_the_texts_of_a_stored_event() -> None:
 
 def test_kinds_and_templates_are_the_same_and_another_kind_is_refused() -> None:
     folder = Path(__file__).parent.parent / "templates" / "mail"
-    assert {path.name.removesuffix(".j2") for path in folder.glob("[!l]*.j2")} == set(MailKind)
+    assert {path.name.removesuffix(".j2") for path in folder.glob("[!l]*.j2")} == set(MailKind) | SUMMARIES
     for kind in ("", "layout.html", "../mail/print_started", "print.started"):
         with pytest.raises(ValueError):
             render_mail(kind, {"printer_name": "A1"})

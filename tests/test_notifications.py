@@ -1,30 +1,36 @@
-"""Events to deliveries to e-mail and signed webhooks, over a real mail server and a real receiver."""
+"""Events to deliveries: who is told of what, through which ways, when, and in which transaction."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sqlite3
-import threading
-from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from channels import Attempt, Mail, MailSender, WebhookSender
-from models import Channel, Delivery, DeliveryStatus, PrintEvent, PrintNotification, ScheduledPrint, User, db
-from notifications import CLAIM_LIFE, MailPost, Sender, WebhookPost, fan_out
-from simulator.sinks import MailSink, WebhookReceiver
+from models import (
+    Channel,
+    Delivery,
+    DeliveryStatus,
+    NotificationChannel,
+    PrintEvent,
+    PrintNotification,
+    ScheduledPrint,
+    User,
+    db,
+)
+from notifications import FLAGS, URGENT, fan_out
 from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
+from tests.outboxes import deliveries, forget, prefer, told
 
 PRINTS = "/api/bambu/scheduled-prints"
-FLAGS = (
+NOTIFY = (
     *("notify_print_start", "notify_print_complete", "notify_print_failed"),
     *("notify_material_change", "notify_material_low", "notify_maintenance"),
+    *("notify_printer_offline", "notify_printer_fault", "notify_needs_person"),
 )
 URL = "https://hooks.example.com/print"
 
@@ -34,88 +40,22 @@ def printer_id(farm: Farm) -> int:
     return int(farm.add_printer("Left")["id"])
 
 
-@pytest.fixture
-def mail() -> Iterator[MailSink]:
-    with MailSink() as sink:
-        yield sink
-
-
-@pytest.fixture
-def receiver(clock: Clock) -> Iterator[WebhookReceiver]:
-    with WebhookReceiver(clock=clock) as sink:
-        yield sink
-
-
-def sender(
-    app: Flask, clock: Clock, mail: MailSink | MailPost | None = None, webhooks: WebhookPost | None = None
-) -> Sender:
-    parts = app.extensions["parts"]
-    post: MailPost | None
-    if isinstance(mail, MailSink):
-        post = MailSender(mail.host, mail.port, "", "", "Farm <farm@example.com>", "none", clock=clock)
-    else:
-        post = mail
-    return Sender(
-        mail=post,
-        webhooks=webhooks or WebhookSender(parts.settings.webhook_allowed_networks, clock=clock),
-        vault=parts.vault,
-        clock=clock,
-        public_url="https://farm.example.com",
-    )
-
-
-def drain(app: Flask, made: Sender, **kwargs: int) -> int:
-    with app.app_context():
-        return made.drain(**kwargs)
-
-
-def prefer(farm: Farm, printer_id: int, **preferences: Any) -> dict[str, Any]:
-    answer = farm.put(f"/api/bambu/notifications/{printer_id}", preferences)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json
-    return found
-
-
-def deliveries(farm: Farm) -> list[Delivery]:
-    with farm.database() as session:
-        found = list(session.execute(sa.select(Delivery).order_by(Delivery.id)).scalars())
-        session.expunge_all()
-        return found
-
-
-def told(farm: Farm) -> list[tuple[str, str]]:
-    """(kind, channel) of every delivery."""
-    return [(each.payload["type"], each.channel.value) for each in deliveries(farm)]
-
-
-def finish_prints(farm: Farm, printer_id: int, count: int) -> None:
-    for number in range(count):
-        made = farm.add_print(printer_id, f"Print {number}")
-        farm.move(made["id"], "started", "completed")
-
-
 # Which event reaches whom
 
 
 def cause(farm: Farm, printer_id: int, kind: str) -> None:
     """Make just this event happen, among those that anybody is told of."""
-    with farm.database() as session:
-        session.execute(sa.delete(Delivery))
-        session.commit()
+    forget(farm)
     if kind.startswith("print."):
         made = farm.add_print(printer_id)
         if kind != "print.started":
             farm.move(made["id"], "started")
-            with farm.database() as session:
-                session.execute(sa.delete(Delivery))
-                session.commit()
+            forget(farm)
         farm.move(made["id"], kind.removeprefix("print."))
         return
     left = {"low": 60, "critical": 15, "replace": 1, "depleted": 0}[kind.removeprefix("material.")]
     material = farm.add_material(printer_id, replace=True)
-    with farm.database() as session:
-        session.execute(sa.delete(Delivery))
-        session.commit()
+    forget(farm)
     farm.put(f"/api/bambu/materials/{material['id']}", {"remaining_pct": left})
 
 
@@ -137,11 +77,11 @@ def test_an_event_goes_out_when_a_flag_of_its_own_is_on_and_through_every_channe
     farm: Farm, printer_id: int, kind: str, email_enabled: bool, has_webhook: bool
 ) -> None:
     channels = (["email"] if email_enabled else []) + (["webhook"] if has_webhook else [])
-    for only in (*FLAGS, None):
+    for only in (*NOTIFY, None):
         prefer(
             farm,
             printer_id,
-            **{flag: flag == only for flag in FLAGS},
+            **{flag: flag == only for flag in NOTIFY},
             email_enabled=email_enabled,
             webhook_url=URL if has_webhook else None,
         )
@@ -259,196 +199,170 @@ def test_the_same_status_again_tells_nobody_twice(farm: Farm, printer_id: int) -
     assert told(farm) == [("print.started", "email"), ("print.completed", "email")]
 
 
-# Sending
+# What printers and endpoints say
 
 
-def test_mail_and_signed_webhook_arrive(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, mail: MailSink, receiver: WebhookReceiver
+def happen(app: Flask, printer_id: int, kind: str, *, at: datetime = BASE_TIME, **details: Any) -> list[Delivery]:
+    """An event of a printer as whoever notices it writes it down."""
+    with app.app_context():
+        user_id = db.session.execute(sa.select(User.id)).scalars().first()
+        event = PrintEvent(user_id=user_id, printer_id=printer_id, kind=kind, reason="why", details=details, at=at)
+        db.session.add(event)
+        made = fan_out(event)
+        db.session.commit()
+        for each in made:
+            db.session.refresh(each)
+        db.session.expunge_all()
+        return made
+
+
+def ways(made: list[Delivery]) -> list[str]:
+    return [each.destination for each in made]
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        ("printer.offline", "notify_printer_offline"),
+        ("printer.back", "notify_printer_offline"),
+        ("printer.fault", "notify_printer_fault"),
+        ("printer.maintenance_due", "notify_maintenance"),
+        ("print.needs_look", "notify_needs_person"),
+        ("print.needs_person", "notify_needs_person"),
+    ],
+)
+def test_what_a_printer_needs_is_told_unless_it_is_not_wanted(
+    app: Flask, farm: Farm, printer_id: int, kind: str, flag: str
 ) -> None:
-    receiver.trust(prefer(farm, printer_id, webhook_url=receiver.url)["webhook_secret"])
-    made = farm.add_print(printer_id, "<svg onload=alert(1)> vase")
-    farm.move(made["id"], "started", "failed", failed_reason="it came <b>off</b>")
-    assert drain(app, sender(app, clock, mail)) == 4
-    assert [each.status for each in deliveries(farm)] == [DeliveryStatus.sent] * 4
-    assert [(each.json["type"], each.verified) for each in receiver.received] == [
-        ("print.started", True),
-        ("print.failed", True),
-    ]
-    assert receiver.received[1].json == deliveries(farm)[3].payload
-    assert receiver.received[1].json["data"]["reason"] == "it came <b>off</b>"
-    assert [message["To"] for message in mail.messages] == ["seller@example.com"] * 2
-    html = mail.messages[1].get_body(("html",))
-    assert html is not None
-    assert "<svg" not in html.get_content() and "it came &lt;b&gt;off" in html.get_content()
-
-
-def test_a_delivery_keeps_what_became_of_it(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver
-) -> None:
-    receiver.trust(prefer(farm, printer_id, webhook_url=receiver.url, email_enabled=False)["webhook_secret"])
-    receiver.answer_with(500).answer_with(302, headers={"Location": "http://127.0.0.1/"})
-    finish_prints(farm, printer_id, 2)
-    clock.forward(seconds=5)
-    assert drain(app, sender(app, clock)) == 4
-    found = deliveries(farm)
-    assert [each.status.value for each in found] == ["failed", "failed", "sent", "sent"]
-    assert [each.error for each in found] == [
-        "The receiver answered 500.",
-        "The receiver answered 302; redirects are not followed.",
-        None,
-        None,
-    ]
-    sent_at = BASE_TIME + timedelta(seconds=5)
-    assert [each.sent_at for each in found] == [None, None, sent_at, sent_at]
-    assert [each.attempts for each in found] == [1] * 4
-    ids = [each.headers["webhook-id"] for each in receiver.received]
-    assert ids == [each.message_id for each in found] and len(set(ids)) == 4
-
-
-def test_a_mail_that_the_server_refuses_has_failed(app: Flask, farm: Farm, printer_id: int, clock: Clock) -> None:
-    cause(farm, printer_id, "print.completed")
-    with MailSink(refuse={"seller@example.com": "550 5.1.1 unknown"}) as refusing:
-        assert drain(app, sender(app, clock, refusing)) == 1
-    found = deliveries(farm)[0]
-    assert (found.status, found.error) == (
-        DeliveryStatus.failed,
-        "The mail server refused the recipient: 550 5.1.1 unknown",
-    )
-
-
-def test_without_a_mail_server_a_mail_has_failed_and_a_webhook_has_not(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver
-) -> None:
-    receiver.trust(prefer(farm, printer_id, webhook_url=receiver.url)["webhook_secret"])
-    cause(farm, printer_id, "print.completed")
-    drain(app, sender(app, clock))
-    found = {each.channel: (each.status.value, each.error) for each in deliveries(farm)}
-    assert found == {
-        Channel.email: ("failed", "No mail server is configured (SMTP_HOST)."),
-        Channel.webhook: ("sent", None),
-    }
-
-
-def test_a_webhook_that_was_taken_away_meanwhile_is_not_sent(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver
-) -> None:
-    prefer(farm, printer_id, webhook_url=receiver.url, email_enabled=False)
-    cause(farm, printer_id, "print.completed")
-    prefer(farm, printer_id, webhook_url=None)
-    drain(app, sender(app, clock))
-    assert (deliveries(farm)[0].status, receiver.received) == (DeliveryStatus.failed, [])
-
-
-def test_a_secret_that_cannot_be_read_fails_only_its_own_webhook(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver
-) -> None:
-    other = farm.add_printer("Right")["id"]
-    prefer(farm, printer_id, webhook_url=receiver.url, email_enabled=False)
-    prefer(farm, other, webhook_url=receiver.url, email_enabled=False)
+    assert ways(happen(app, printer_id, kind)) == ["email"]
     with farm.database() as session:
-        session.execute(
-            sa.update(PrintNotification)
-            .where(PrintNotification.printer_id == printer_id)
-            .values(webhook_secret_sealed="broken")
-        )
+        user_id = farm.user["id"]
+        times = {"created_at": BASE_TIME, "updated_at": BASE_TIME}
+        session.add(PrintNotification(user_id=user_id, printer_id=printer_id, webhook_url=URL, **times))
         session.commit()
-    for on in (printer_id, other):
-        farm.move(farm.add_print(on)["id"], "started")
-    assert drain(app, sender(app, clock)) == 2
-    assert [each.status.value for each in deliveries(farm)] == ["failed", "sent"]
+    assert ways(happen(app, printer_id, kind)) == ["email", "webhook"]
+    with farm.database() as session:
+        session.execute(sa.update(PrintNotification).values({flag: False}))
+        session.commit()
+    assert happen(app, printer_id, kind) == []
 
 
-def test_the_oldest_go_first_and_no_more_than_asked(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver
+def test_what_is_wrong_is_in_the_payload(app: Flask, farm: Farm, printer_id: int) -> None:
+    alert = {"key": "hms:0300", "code": "0300-0100", "text": "hot <b>", "since": "2026-11-21T09:00:00Z", "times": 3}
+    made = happen(app, printer_id, "printer.fault", alert=alert, internal="not for others")
+    assert made[0].payload["data"]["alert"] == alert
+    assert "internal" not in str(made[0].payload)
+    due = happen(app, printer_id, "printer.maintenance_due", maintenance={"hours": 251.5, "every_hours": 250})
+    assert due[0].payload["data"]["maintenance"] == {"hours": 251.5, "every_hours": 250}
+
+
+@pytest.mark.parametrize("kind", ["printer.fault_cleared", "printer.foreign_print_started", "print.scheduled"])
+def test_what_is_only_for_the_page_leaves_by_no_way(app: Flask, farm: Farm, printer_id: int, kind: str) -> None:
+    assert happen(app, printer_id, kind) == []
+
+
+def add_channel(farm: Farm, printer_id: int, name: str, *, is_enabled: bool = True) -> int:
+    with farm.database() as session:
+        made = NotificationChannel(
+            user_id=farm.user["id"],
+            printer_id=printer_id,
+            name=name,
+            service="ntfy",
+            url_sealed="sealed",
+            is_enabled=is_enabled,
+            created_at=BASE_TIME,
+            updated_at=BASE_TIME,
+        )
+        session.add(made)
+        session.commit()
+        return made.id
+
+
+def test_each_channel_that_is_on_is_a_way_of_its_own(app: Flask, farm: Farm, printer_id: int) -> None:
+    other = farm.add_printer("Right")["id"]
+    first, _, second = (
+        add_channel(farm, printer_id, "phone"),
+        add_channel(farm, printer_id, "off", is_enabled=False),
+        add_channel(farm, printer_id, "shop"),
+    )
+    add_channel(farm, other, "the other's")
+    made = happen(app, printer_id, "print.failed")
+    assert ways(made) == ["email", f"channel:{first}", f"channel:{second}"]
+    assert [(each.channel, each.channel_id, each.target) for each in made[1:]] == [
+        (Channel.apprise, first, "phone"),
+        (Channel.apprise, second, "shop"),
+    ]
+
+
+def test_a_test_goes_everywhere_whatever_is_preferred(app: Flask, farm: Farm, printer_id: int) -> None:
+    prefer(farm, printer_id, **dict.fromkeys(NOTIFY, False), email_enabled=False, webhook_url=URL)
+    channel = add_channel(farm, printer_id, "phone")
+    assert ways(happen(app, printer_id, "notification.test")) == ["email", "webhook", f"channel:{channel}"]
+
+
+def test_that_a_webhook_was_switched_off_is_told_by_mail_whatever_is_preferred(
+    app: Flask, farm: Farm, printer_id: int
 ) -> None:
-    prefer(farm, printer_id, webhook_url=receiver.url, email_enabled=False, notify_print_start=False)
-    finish_prints(farm, printer_id, 5)
-    made = sender(app, clock)
-    assert [drain(app, made, limit=3), drain(app, made, limit=3), drain(app, made)] == [3, 2, 0]
-    names = [each.json["data"]["print"]["job_name"] for each in receiver.received]
-    assert names == [f"Print {number}" for number in range(5)]
+    prefer(farm, printer_id, **dict.fromkeys(NOTIFY, False), email_enabled=False, webhook_url=URL)
+    add_channel(farm, printer_id, "phone")
+    assert ways(happen(app, printer_id, "webhook.disabled")) == ["email"]
 
 
-def test_two_senders_never_send_the_same_one(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver
+def test_what_happens_while_a_webhook_is_off_is_kept_for_when_it_is_on_again(
+    app: Flask, farm: Farm, printer_id: int
 ) -> None:
-    prefer(farm, printer_id, webhook_url=receiver.url, email_enabled=False)
-    finish_prints(farm, printer_id, 20)
-    # Slow enough for both to have their share.
-    receiver.answer_with(204, delay_seconds=0.02, times=40)
-    counts: list[int] = []
-    gate = threading.Barrier(2)
-
-    def run() -> None:
-        made = sender(app, clock)
-        gate.wait()
-        counts.append(drain(app, made, limit=1000))
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    ids = [each.headers["webhook-id"] for each in receiver.received]
-    assert (len(ids), len(set(ids)), sum(counts)) == (40, 40, 40)
-    assert min(counts) > 0
-    assert {each.status for each in deliveries(farm)} == {DeliveryStatus.sent}
+    prefer(farm, printer_id, webhook_url=URL, email_enabled=False)
+    with farm.database() as session:
+        session.execute(sa.update(PrintNotification).values(webhook_disabled_at=BASE_TIME))
+        session.commit()
+    made = happen(app, printer_id, "print.failed")[0]
+    assert (made.status, made.error) == (DeliveryStatus.failed, "The webhook is switched off.")
 
 
-def test_what_a_dead_sender_had_claimed_is_taken_up_again_with_the_same_id(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver
+EVENING = datetime(2026, 11, 21, 22, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("kind", sorted({*FLAGS, "notification.test"} - {"material.changed"}))
+def test_quiet_hours_hold_people_back_but_no_programs_and_nothing_urgent(
+    app: Flask, farm: Farm, printer_id: int, kind: str
 ) -> None:
-    prefer(farm, printer_id, webhook_url=receiver.url, email_enabled=False)
-    cause(farm, printer_id, "print.completed")
-
-    class Dead:
-        def send(self, url: str, secrets: list[str], message_id: str, body: bytes) -> Attempt:
-            raise SystemExit
-
-    with pytest.raises(SystemExit):
-        drain(app, sender(app, clock, webhooks=Dead()))
-    waiting = deliveries(farm)[0]
-    assert (waiting.status, waiting.attempts) == (DeliveryStatus.sending, 1)
-    assert drain(app, sender(app, clock)) == 0
-    clock.now += CLAIM_LIFE + timedelta(seconds=1)
-    assert drain(app, sender(app, clock)) == 1
-    assert [each.headers["webhook-id"] for each in receiver.received] == [waiting.message_id]
-    assert deliveries(farm)[0].attempts == 2
+    prefer(farm, printer_id, webhook_url=URL)
+    add_channel(farm, printer_id, "phone")
+    with farm.database() as session:
+        session.execute(sa.update(User).values(timezone="Europe/Berlin"))
+        session.execute(sa.update(PrintNotification).values(quiet_from="23:00", quiet_to="07:30"))
+        session.commit()
+    made = {each.channel.value: each.next_try_at for each in happen(app, printer_id, kind, at=EVENING)}
+    morning = datetime(2026, 11, 22, 6, 30, tzinfo=UTC)
+    held = EVENING if kind in URGENT else morning
+    assert made == {"email": held, "apprise": held, "webhook": EVENING}
 
 
-def test_no_transaction_is_open_while_the_network_is_waited_for(
-    app: Flask, farm: Farm, printer_id: int, clock: Clock, receiver: WebhookReceiver, mail: MailSink
-) -> None:
-    prefer(farm, printer_id, webhook_url=receiver.url)
-    cause(farm, printer_id, "print.completed")
-    seen: list[bool] = []
-    parts = app.extensions["parts"]
+def test_a_digest_is_gathered_until_its_hour(app: Flask, farm: Farm, printer_id: int) -> None:
+    prefer(farm, printer_id, email_enabled=True)
+    with farm.database() as session:
+        session.execute(sa.update(PrintNotification).values(digest="hourly"))
+        session.commit()
+    at = BASE_TIME + timedelta(minutes=12)
+    assert happen(app, printer_id, "print.completed", at=at)[0].next_try_at == BASE_TIME + timedelta(hours=1)
+    assert happen(app, printer_id, "print.failed", at=at)[0].next_try_at == at
 
-    def look() -> None:
-        """Another connection may write at once, and nobody is idle in a transaction."""
-        seen.append(db.session.registry().in_transaction())
-        if db.engine.dialect.name == "sqlite":
-            with contextlib.closing(sqlite3.connect(db.engine.url.database or "", timeout=0)) as other:
-                other.execute("BEGIN IMMEDIATE")
-        else:
-            idle = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = :name"
-            with db.engine.connect() as connection:
-                name = db.engine.url.database
-                seen.append(connection.execute(sa.text(idle), {"name": name}).scalar_one() > 0)
 
-    class WatchedWebhooks:
-        def __init__(self) -> None:
-            self._post = WebhookSender(parts.settings.webhook_allowed_networks, clock=clock)
+def test_an_event_that_nobody_wants_costs_one_statement(app: Flask, farm: Farm, printer_id: int) -> None:
+    prefer(farm, printer_id, **dict.fromkeys(NOTIFY, False), webhook_url=URL)
+    said: list[str] = []
 
-        def send(self, url: str, secrets: list[str], message_id: str, body: bytes) -> Attempt:
-            look()
-            return self._post.send(url, secrets, message_id, body)
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        said.append(statement)
 
-    class WatchedMail:
-        def send(self, message: Mail) -> None:
-            look()
-            MailSender(mail.host, mail.port, "", "", "Farm <farm@example.com>", "none", clock=clock).send(message)
-
-    assert drain(app, sender(app, clock, WatchedMail(), WatchedWebhooks())) == 2
-    assert [each.status for each in deliveries(farm)] == [DeliveryStatus.sent] * 2
-    assert seen and not any(seen)
+    with app.app_context():
+        user_id = farm.user["id"]
+        event = PrintEvent(user_id=user_id, printer_id=printer_id, kind="print.started", details={}, at=BASE_TIME)
+        db.session.add(event)
+        db.session.flush()
+        sa.event.listen(db.engine, "before_cursor_execute", note)
+        try:
+            assert fan_out(event) == []
+        finally:
+            sa.event.remove(db.engine, "before_cursor_execute", note)
+    assert len(said) == 1, said

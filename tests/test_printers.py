@@ -20,7 +20,7 @@ MISSING_ID = 2_000_000_000
 FIELDS = {
     *("id", "name", "model", "location", "notes", "connection_id", "connection_type", "status", "current_job"),
     *("auto_start", "queue_paused_at", "nozzle_diameter_mm", "plate_state", "utilization_pct"),
-    *("created_at", "updated_at"),
+    *("maintenance_every_hours", "hours_since_maintenance", "maintenance_done_at", "created_at", "updated_at"),
 }
 
 
@@ -68,6 +68,9 @@ def test_a_printer_needs_only_a_name(farm: Farm) -> None:
         "current_job": None,
         "auto_start": False,
         "nozzle_diameter_mm": None,
+        "maintenance_every_hours": 250,
+        "hours_since_maintenance": 0,
+        "maintenance_done_at": None,
         "queue_paused_at": None,
         "plate_state": "unknown",
         "utilization_pct": 0,

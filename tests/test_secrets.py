@@ -53,7 +53,7 @@ def test_secrets_never_leave(app: Flask, farm: Farm, logged: io.StringIO) -> Non
     settings = app.extensions["parts"].settings
     keys = [settings.secret_key, settings.jwt_secret_key, settings.encryption_keys]
     hidden = [PASSWORD, whole.access_code, whole.cloud_token, whole.webhook_secret, farm.refresh_token]
-    hidden += [account_of(OWNER).password]
+    hidden += [account_of(OWNER).password, whole.channel_url]
     hidden += [pair["token"], pair["refresh_token"], *(key.get_secret_value() for key in keys)]
     answers = []
     for rule, method in private_rules(app):

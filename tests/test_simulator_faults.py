@@ -614,6 +614,17 @@ def test_when_a_spool_runs_out_a_backup_slot_takes_over_and_the_print_goes_on() 
     assert 1800 + 60 <= fine.now <= 1800 + 60 + 10
 
 
+def test_what_is_left_of_a_filament_change_passes_however_little_it_is() -> None:
+    made = machine(spools=[Spool(grams_left=6.0), Spool()])
+    made.handle(mapped(made))
+    while status(made)["stg_cur"] != 4:
+        made.advance(5)
+    assert made.run is not None
+    made.run.change_seconds_left = 1e-9
+    made.advance(1e-6)
+    assert made.run.change_seconds_left == 0
+
+
 @pytest.mark.parametrize(
     "why", ["the option is off", "another colour", "another material", "empty too", "the other nozzle", "external"]
 )

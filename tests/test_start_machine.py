@@ -789,5 +789,5 @@ def test_whatever_printers_people_clocks_and_crashes_do_a_start_goes_out_at_most
 
 
 @pytest.mark.prove
-def test_thousands_of_walks_through_printer_and_starts(app: Flask, clock: Clock) -> None:
+def test_four_hundred_walks_of_sixty_steps_through_printer_and_starts(app: Flask, clock: Clock) -> None:
     print(run(app, clock, examples=400, steps=60))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -11,10 +12,11 @@ import sqlalchemy as sa
 
 from bambu_client import Answer
 from bambu_report import PrinterActivity, PrinterState
-from farm import tracker
+from farm import alerts, tracker
 from models import (
     CommandKind,
     CommandState,
+    Delivery,
     IntentState,
     PlateState,
     Printer,
@@ -46,7 +48,15 @@ class Track:
         self.since: datetime | None = None
         self.last: PrinterActivity | None = None
 
-    def hear(self, state: str, submission_id: str | None = OURS, **fields: object) -> int | None:
+    def hear(
+        self,
+        state: str,
+        submission_id: str | None = OURS,
+        *,
+        is_whole: bool = True,
+        told_whole_at: datetime | None = None,
+        **fields: object,
+    ) -> int | None:
         named = self.ours if submission_id == OURS else submission_id
         heard = PrinterState(known=True, state=PrinterActivity(state), submission_id=named)
         heard = replace(heard, **fields)  # type: ignore[arg-type]
@@ -56,7 +66,15 @@ class Track:
         with self.farm.database():
             printer = db.session.get_one(Printer, self.bench.printer_id)
             limits = self.farm.app.extensions["parts"].limits
-            current = tracker.apply(printer, heard, in_state_since=self.since, now=self.clock(), limits=limits)
+            current = tracker.apply(
+                printer,
+                heard,
+                in_state_since=self.since,
+                told_whole_at=told_whole_at,
+                is_whole=is_whole,
+                now=self.clock(),
+                limits=limits,
+            )
             db.session.commit()
             return current
 
@@ -335,6 +353,25 @@ def test_a_print_that_somebody_started_at_the_printer_is_recorded_once_and_never
     assert told == ["printer.foreign_print_started", "printer.foreign_print_ended"]
 
 
+def test_a_start_that_a_person_took_back_and_the_printer_begins_after_all_is_recorded_as_somebody_s(
+    track: Track,
+) -> None:
+    track.clock.forward(minutes=3)
+    with track.farm.database():
+        tracker.watch_starts([track.bench.printer_id], now=track.clock())
+        db.session.commit()
+    assert track.bench.intents() == [IntentState.unknown]
+    track.farm.move(track.bench.print_id, "queued")
+    track.hear("printing", job_name="Vase")
+    track.hear("printing", job_name="Vase")
+    track.hear("finished", job_name="Vase")
+    track.clock.forward(**SETTLED)
+    track.hear("finished", job_name="Vase")
+    assert track.status == "queued"
+    told = [kind for kind in events(track.farm) if kind.startswith("printer.foreign")]
+    assert told == ["printer.foreign_print_started", "printer.foreign_print_ended"]
+
+
 def test_another_print_instead_of_ours_means_that_ours_did_not_start(track: Track) -> None:
     track.hear("printing", "77")
     assert track.status == "scheduled", "its id may still lag behind"
@@ -353,6 +390,37 @@ def test_a_printer_that_never_began_is_told_and_a_person_may_try_again(track: Tr
     track.hear("idle", "0")
     assert (track.status, track.failed_reason) == ("failed", "it was sent, but the printer never began it")
     assert track.bench.intents() == [IntentState.not_started]
+
+
+def test_parts_of_a_report_do_not_prove_that_a_start_never_began(track: Track) -> None:
+    """They tell of temperatures; the one that told of the beginning may have been lost."""
+    sent_at = track.clock()
+    track.hear("idle", "0")
+    track.clock.forward(seconds=400)
+    track.hear("idle", "0", told_whole_at=sent_at + timedelta(seconds=300))
+    assert (track.status, track.bench.intents()) == ("scheduled", [IntentState.published])
+    track.hear("idle", "0", told_whole_at=sent_at + timedelta(seconds=301))
+    assert (track.status, track.bench.intents()) == ("failed", [IntentState.not_started])
+
+
+def test_a_print_that_begins_in_a_part_of_a_report_is_nobody_s_until_the_whole_is_told(track: Track) -> None:
+    track.hear("printing", "0", is_whole=False)
+    track.clock.forward(seconds=20)
+    track.hear("printing", "0", is_whole=False)
+    assert track.status == "scheduled" and "printer.foreign_print_started" not in events(track.farm)
+    track.hear("printing", is_whole=True)
+    assert (track.status, track.bench.intents()) == ("started", [IntentState.confirmed])
+
+
+def test_a_start_whose_print_a_person_ended_is_looked_at_once_more(track: Track) -> None:
+    ids = [track.bench.printer_id]
+    track.hear("printing")
+    track.farm.move(track.bench.print_id, "failed", failed_reason="the power went")
+    with track.farm.database():
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], {}, ids)
+    track.hear("idle", "0")
+    with track.farm.database():
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], {}, [])
 
 
 @pytest.mark.parametrize(("state", "submission_id"), [("idle", None), ("idle", "0"), ("printing", "77")])
@@ -374,6 +442,47 @@ def test_power_loss_in_mid_print_needs_a_look_and_is_no_event_of_its_end(
     assert found is not None and found["needs_look"] is None
 
 
+def delivered(track: Track) -> list[str]:
+    with track.farm.database() as session:
+        return [each["type"] for each in session.execute(sa.select(Delivery.payload).order_by(Delivery.id)).scalars()]
+
+
+def test_that_a_print_needs_a_look_goes_out_at_once_and_once(track: Track) -> None:
+    track.hear("printing")
+    for _ in range(3):
+        track.hear("idle", None)
+        track.clock.forward(seconds=10)
+    assert delivered(track) == ["print.started", "print.needs_look"]
+
+
+def test_the_end_of_a_print_adds_its_time_to_the_printers_hours_once(track: Track) -> None:
+    track.hear("printing")
+    track.clock.forward(hours=2)
+    for _ in range(3):
+        track.hear("finished")
+        track.clock.forward(**SETTLED)
+    with track.farm.database():
+        hours = db.session.get_one(Printer, track.bench.printer_id).hours_since_maintenance
+    assert hours == 2
+    assert delivered(track) == ["print.started", "print.completed"]
+
+
+def test_a_start_that_is_not_confirmed_is_told_once_and_needs_nobody_when_it_is(track: Track) -> None:
+    for _ in range(3):
+        track.clock.forward(minutes=3)
+        with track.farm.database():
+            tracker.watch_starts([track.bench.printer_id], now=track.clock())
+            db.session.commit()
+    assert delivered(track) == ["print.needs_person"]
+    track.hear("printing")
+    assert delivered(track) == ["print.needs_person", "print.started"]
+    track.clock.forward(hours=1)
+    with track.farm.database():
+        alerts.tell_lasting(at=track.clock())
+        db.session.commit()
+    assert delivered(track) == ["print.needs_person", "print.started"]
+
+
 def test_what_needs_a_look_is_settled_by_a_person(track: Track) -> None:
     track.hear("printing")
     track.hear("idle", None)
@@ -386,16 +495,78 @@ def test_what_needs_a_look_is_settled_by_a_person(track: Track) -> None:
 def test_a_silent_printer_is_asked_once_for_a_full_report_and_judged_in_the_end(track: Track) -> None:
     ids = [track.bench.printer_id]
     with track.farm.database():
-        assert tracker.watch_starts(ids, now=track.clock()) == ([], [])
+        judged_from = track.clock() + timedelta(seconds=300)
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], {}, [])
         track.clock.forward(seconds=31)
-        assert tracker.watch_starts([ids[0] + 1], now=track.clock()) == ([], [])
-        assert tracker.watch_starts(ids, now=track.clock()) == (ids, [])
-        assert tracker.watch_starts(ids, now=track.clock()) == ([], [])
+        assert tracker.watch_starts([ids[0] + 1], now=track.clock()) == ([], {}, [])
+        assert tracker.watch_starts(ids, now=track.clock()) == (ids, {}, [])
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], {}, [])
         track.clock.forward(seconds=120)
-        assert tracker.watch_starts(ids, now=track.clock()) == (ids, []), "as it is shown as not confirmed"
-        assert tracker.watch_starts(ids, now=track.clock()) == ([], [])
+        assert tracker.watch_starts(ids, now=track.clock()) == (ids, {}, []), "as it is shown as not confirmed"
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], {}, [])
         track.clock.forward(seconds=150)
-        assert tracker.watch_starts(ids, now=track.clock()) == ([], ids)
+        assert tracker.watch_starts(ids, now=track.clock()) == ([], {ids[0]: judged_from}, [])
+
+
+@contextmanager
+def settled_as_it_is_read(track: Track, state: IntentState) -> Iterator[None]:
+    """Another thread or process ends the start in the moment after it was read here."""
+    settled: list[StartIntent] = []
+
+    def settle(intent: StartIntent, context: object) -> None:
+        if settled:
+            return
+        settled.append(intent)
+        with db.engine.connect() as connection:
+            values = {"state": state, "reason": "settled", "ended_at": track.clock()}
+            connection.execute(sa.update(StartIntent.__table__).values(**values))
+            connection.commit()
+
+    sa.event.listen(StartIntent, "load", settle)
+    try:
+        yield
+    finally:
+        sa.event.remove(StartIntent, "load", settle)
+    assert settled
+
+
+def _watched(track: Track) -> None:
+    with track.farm.database():
+        assert tracker.watch_starts([track.bench.printer_id], now=track.clock()) == ([], {}, [])
+        db.session.commit()
+
+
+def _answered(track: Track) -> None:
+    with track.farm.database():
+        printer = db.session.get_one(Printer, track.bench.printer_id)
+        limits = track.farm.app.extensions["parts"].limits
+        answer = Answer("project_file", "1", False, None, "no", track.ours)
+        tracker.apply_answer(printer, answer, now=track.clock(), limits=limits)
+        db.session.commit()
+
+
+@pytest.mark.parametrize(
+    ("forward", "tell"),
+    [
+        pytest.param(151, _watched, id="too long unconfirmed"),
+        pytest.param(1, _answered, id="refused"),
+        pytest.param(1, lambda track: track.hear("printing"), id="begun"),
+        pytest.param(311, lambda track: track.hear("idle", "0"), id="never begun"),
+    ],
+)
+def test_a_start_that_is_settled_in_the_same_moment_stays_as_it_was_settled(
+    track: Track, forward: int, tell: Callable[[Track], object]
+) -> None:
+    """A computer that slept between the writing and the sending finds a start too late to send and too long unconfirmed
+    at once; a person may say what happened as the printer does."""
+    track.hear("idle", "0")
+    track.clock.forward(seconds=forward)
+    with settled_as_it_is_read(track, IntentState.not_started):
+        tell(track)
+    with track.farm.database():
+        intent = db.session.execute(sa.select(StartIntent)).scalar_one()
+        assert (intent.state, intent.reason) == (IntentState.not_started, "settled")
+    assert track.status == "scheduled"
 
 
 def test_the_grams_of_a_plate_of_several_filaments_go_to_the_spools_that_fed_it(farm: Farm, clock: Clock) -> None:

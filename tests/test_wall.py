@@ -15,14 +15,13 @@ from sqlalchemy.exc import IntegrityError
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from channels import MailSender, WebhookSender
 from columns import Scaled, UtcDateTime
 from models import MAX_ID, Delivery, TokenFamily, User, db
-from notifications import Sender
 from simulator.sinks import MailSink, WebhookReceiver
 from tests.api_document import ApiDocument, path_of, private_rules
 from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
+from tests.outboxes import make_outbox
 from tests.production_log import production_log
 from tests.whole_farm import BODIES, NEVER_USED_ID, NO_REFERENCES, WholeFarm, fill
 
@@ -214,13 +213,8 @@ def test_messages_carry_nothing_of_another_account(app: Flask, clock: Clock, log
     with MailSink() as mail, WebhookReceiver() as receiver:
         whole = [fill(Farm(app, f"{mark}@example.com"), mark, receiver.url) for mark in (OWNER, STRANGER)]
         with app.app_context():
-            sender = Sender(
-                mail=MailSender(mail.host, mail.port, "", "", "Farm <farm@example.com>", "none", clock=clock),
-                webhooks=WebhookSender(app.extensions["parts"].settings.webhook_allowed_networks, clock=clock),
-                vault=app.extensions["parts"].vault,
-                clock=clock,
-            )
-            while sender.drain():
+            outbox = make_outbox(app, clock, mail)
+            while outbox.drain():
                 pass
             deliveries = db.session.execute(sa.select(Delivery)).scalars().all()
             assert {each.status for each in deliveries} == {"sent"}
@@ -303,6 +297,8 @@ def make_row(table: sa.Table, user_id: int, **given: Any) -> dict[str, Any]:
             values[column.name] = given[column.name]
         elif column.name == "user_id":
             values[column.name] = user_id
+        elif references.get(column.name) is table:
+            values[column.name] = None
         elif column.name in references:
             values[column.name] = make_row(references[column.name], user_id)["id"]
         elif not (column.primary_key and isinstance(column.type, sa.Integer)):

@@ -51,7 +51,11 @@ class WholeFarm:
     spare_cloud_account_id: int
     shop_id: int
     spare_shop_id: int
+    channel_id: int
+    spare_channel_id: int
+    delivery_id: int
     webhook_secret: str
+    channel_url: str
     access_code: str
     cloud_token: str
     plate: int = 1
@@ -151,6 +155,10 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
         farm.made("/api/print-batches", {"name": f"{mark} {name}", **plate}) for name in ("batch", "spare batch")
     )
     shop_ids = [_shop(farm, mark, kind) for kind in ("main", "spare")]
+    # Last, so that nothing goes out through them: they would lead out of this machine.
+    channel_url = f"ntfy://{mark}-topic"
+    channel = {"name": f"{mark} phone", "url": channel_url}
+    channels = [farm.made(f"/api/bambu/notifications/{each['id']}/channels", channel) for each in (printer, bare)]
     return WholeFarm(
         farm=farm,
         mark=mark,
@@ -177,7 +185,11 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
         spare_cloud_account_id=accounts[1]["id"],
         shop_id=shop_ids[0],
         spare_shop_id=shop_ids[1],
+        channel_id=channels[0]["id"],
+        spare_channel_id=channels[1]["id"],
+        delivery_id=farm.get("/api/bambu/deliveries", query_string={"limit": 1}).json[0]["id"],
         webhook_secret=preferences["webhook_secret"],
+        channel_url=channel_url,
         access_code=access_code,
         cloud_token=cloud_token,
     )
@@ -251,6 +263,7 @@ BODIES: dict[str, Callable[[WholeFarm], dict[str, Any]]] = {
         "password": account_of(whole.mark).password,
     },
     "cloud accounts.finish_login": lambda whole: {"code": "123456"},
+    "notification channels.add_channel": lambda whole: {"name": "New", "url": "ntfy://new-topic"},
     "materials.add_material": lambda whole: {
         "slot": 5,
         "material_type": "PLA",

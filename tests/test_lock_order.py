@@ -1,0 +1,71 @@
+"""Locks are taken in one order: the printer, its gate, the print, the start. In two orders each of two would wait for
+the other, and PostgreSQL throws one of them out. SQLite has one lock for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from farm.gates import locked_gate
+from models import PlateState, Printer, PrinterGate, ScheduledPrint, db
+from tests.conftest import Clock
+from tests.farm_builder import Farm
+from tests.test_many_printers import Listening
+
+IS_ANYBODY_WAITING = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+
+
+@pytest.fixture
+def listening(app: Flask, farm: Farm, clock: Clock) -> Listening:
+    with app.app_context():
+        if db.engine.dialect.name != "postgresql":
+            pytest.skip("SQLite has one lock for all")
+    return Listening(app, farm, clock)
+
+
+def takes_the_printer_first(app: Flask, act: Callable[[], object], then: sa.Select[tuple[object]]) -> None:
+    """While the printer is somebody else's, `act` waits and does not hold what it takes later: `then`."""
+    with app.app_context():
+        engine = db.engine
+    with engine.connect() as somebody, engine.connect() as other, ThreadPoolExecutor() as pool:
+        somebody.execute(sa.select(Printer.id).with_for_update(key_share=True))
+        acting = pool.submit(act)
+        while not other.execute(IS_ANYBODY_WAITING).scalar_one():
+            assert not acting.done()
+            # What a transaction has seen of the activity once, it goes on seeing.
+            other.rollback()
+        other.execute(then.with_for_update(nowait=True)).scalar_one()
+        other.rollback()
+        somebody.rollback()
+        acting.result()
+
+
+def test_a_report_takes_the_printer_before_its_gate(app: Flask, listening: Listening) -> None:
+    with listening.farm.database():
+        locked_gate("01P00A1").plate_state = PlateState.clear
+        db.session.commit()
+    takes_the_printer_first(app, listening.hear, sa.select(PrinterGate.serial_number))
+    with listening.farm.database():
+        assert db.session.execute(sa.select(PrinterGate.plate_state)).scalar_one() is PlateState.occupied
+
+
+@pytest.mark.parametrize("act", ["recorded as started", "released", "held", "deleted"])
+def test_a_person_takes_the_printer_before_its_print(
+    app: Flask, farm: Farm, clock: Clock, listening: Listening, act: str
+) -> None:
+    url = f"/api/bambu/scheduled-prints/{farm.add_print(listening.watched.printer_id)['id']}"
+
+    def do() -> None:
+        answer = {
+            "recorded as started": lambda: farm.put(url, {"status": "started"}),
+            "released": lambda: farm.post(f"{url}/start"),
+            "held": lambda: farm.post(f"{url}/hold"),
+            "deleted": lambda: farm.delete(url),
+        }[act]()
+        assert answer.status_code == 200, answer.text
+
+    takes_the_printer_first(app, do, sa.select(ScheduledPrint.id))
