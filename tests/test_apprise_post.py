@@ -296,7 +296,7 @@ def test_mqtt_is_spoken_too() -> None:
         heard.append(connection.recv(4_096))
 
     with served(broker) as port:
-        assert send(f"mqtt://127.0.0.1:{port}/farm/news").ok
+        assert send(f"mqtt://127.0.0.1:{port}/news").ok
     assert b"MQTT" in heard[0] and b"farm/news" in heard[1]
 
 
