@@ -31,11 +31,13 @@ from api import (
     discovered,
     docs,
     etsy_login,
+    etsy_webhook,
     events,
     maintenance,
     materials,
     notification_channels,
     notification_settings,
+    order_sync,
     orders,
     plans,
     print_files,
@@ -46,6 +48,10 @@ from api import (
     product_profiles,
     queue,
     schedule,
+    shipping,
+    shops,
+    unmapped,
+    weather,
 )
 from api.context import Parts
 from api.reading import Room
@@ -57,12 +63,15 @@ from models import MAX_ID
 from postbox import hang_postbox
 from settings import Settings, SettingsError
 from vault import Vault
+from weather import OpenWeatherMap, Weather
 
 Clock = Callable[[], datetime]
 
 ROOMS: tuple[Room, ...] = (
     accounts.blueprint,
     etsy_login.blueprint,
+    etsy_webhook.blueprint,
+    shops.blueprint,
     printers.blueprint,
     printer_actions.blueprint,
     maintenance.blueprint,
@@ -70,7 +79,10 @@ ROOMS: tuple[Room, ...] = (
     connections.blueprint,
     cloud_accounts.blueprint,
     orders.blueprint,
+    order_sync.blueprint,
+    shipping.blueprint,
     plans.blueprint,
+    unmapped.blueprint,
     schedule.blueprint,
     product_profiles.blueprint,
     print_files.blueprint,
@@ -81,6 +93,7 @@ ROOMS: tuple[Room, ...] = (
     prints.blueprint,
     queue.blueprint,
     batches.blueprint,
+    weather.blueprint,
     events.blueprint,
     probes.blueprint,
 )
@@ -93,6 +106,7 @@ PUBLIC_ENDPOINTS = frozenset(
         "etsy login.begin_etsy_login",
         "etsy login.finish_etsy_login",
         "etsy login.finish_etsy_redirect",
+        "etsy webhook.take_webhook",
         "probes.get_health",
         "probes.get_liveness",
         "probes.get_readiness",
@@ -159,15 +173,17 @@ def create_app(
     app.url_map.converters["id"] = IdConverter
     # Else a doubled slash would be a redirect to whatever Host the client named.
     app.url_map.merge_slashes = False
+    http = http or requests.Session()
     app.extensions["clock"] = clock
     app.extensions["parts"] = Parts(
         settings=settings,
         vault=Vault(settings.encryption_keys.get_secret_value()),
-        http=http or requests.Session(),
+        http=http,
         limits=StageLimits.from_settings(settings),
         cloud_http=requests.Session(),
         cloud_budget=cloud_budget or CallBudget(clock),
         clock=clock,
+        weather=_weather(settings, clock, http),
     )
     database.init_app(app)
     hang_bell(app)
@@ -184,6 +200,15 @@ def create_app(
     if settings.auto_db_create:
         database.bring_up_to_date(app)
     return app
+
+
+def _weather(settings: Settings, clock: Clock, http: requests.Session) -> Weather | None:
+    """The weather outside, or None where there is no key for it."""
+    key = settings.openweather_api_key.get_secret_value()
+    if not key:
+        return None
+    source = OpenWeatherMap(key=key, session=http, clock=clock, base_url=settings.openweather_base_url)
+    return Weather(source, clock)
 
 
 def _register_rooms(app: Flask) -> None:

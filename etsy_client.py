@@ -1,17 +1,15 @@
-"""Etsy Open API v3 over HTTPS: OAuth 2.0 with PKCE, shops and receipts.
+"""Etsy Open API v3 over HTTPS: OAuth 2.0 with PKCE, shops, receipts and tracking.
 
-Etsy's words stop here and in `farm/order_import.py`. No Flask, no SQLAlchemy: plain values go in and come out.
-Every fault is an `EtsyError`; none of them carries a token, the shared secret or an authorization code.
+Etsy's words stop here, in `etsy_answers.py` and in `farm/order_import.py`. No Flask, no SQLAlchemy: plain values go in
+and come out. Every fault is an `EtsyError`; none of them carries a token, the shared secret or an authorization code.
 """
 
 import base64
 import hashlib
-import html
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -20,117 +18,74 @@ import requests
 from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 
+from etsy_answers import (
+    LARGEST_ID,
+    EtsyError,
+    Login,
+    Me,
+    NotFound,
+    RateLimited,
+    ReceiptPage,
+    ReconnectNeeded,
+    Refused,
+    Shop,
+    Tokens,
+    Unauthorized,
+    Unavailable,
+    is_currency,
+    is_digits,
+    parse_json,
+    plain_text,
+    positive_id,
+    read_content,
+    refusal_of,
+    required_id,
+    retry_after_seconds,
+    walk_pages,
+)
+
+__all__ = [
+    "EARLIEST_EPOCH_SECONDS",
+    "LARGEST_ID",
+    "EtsyClient",
+    "EtsyError",
+    "Login",
+    "Me",
+    "NotFound",
+    "RateLimited",
+    "ReceiptPage",
+    "ReconnectNeeded",
+    "Refused",
+    "Shop",
+    "Tokens",
+    "Unauthorized",
+    "Unavailable",
+    "is_currency",
+    "plain_text",
+    "walk_pages",
+]
+
 SCOPES = ("transactions_r", "transactions_w", "shops_r", "listings_r")
 PAGE_SIZE = 100
-MAX_ANSWER_BYTES = 32 * 2**20  # a full page of receipts carries whole listing descriptions: some MB at the most
 ACCESS_TOKEN_SECONDS = 3600
 EARLIEST_EPOCH_SECONDS = 946_684_800  # Etsy refuses a time before the year 2000
-DEFAULT_RETRY_AFTER_SECONDS = 60
-LONGEST_RETRY_AFTER_SECONDS = 86_400  # what Etsy answers when the day's quota is used up
-LARGEST_ID = 2**63 - 1
-MAX_REASON = 500  # characters
+
+# They differ from application to application and have changed: read, never assumed.
+LIMIT_HEADERS = {
+    "limit_per_day": "x-limit-per-day",
+    "remaining_today": "x-remaining-today",
+    "remaining_this_second": "x-remaining-this-second",
+}
 
 _TOKEN = re.compile(r"([1-9][0-9]{0,18})\.[\x21-\x7e]{1,4000}")
-# C0 and C1 controls but line feed, lone surrogates, and the marks that reorder the text after them.
-_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_LINE_END = re.compile(r"\r\n|[\r\x85\u2028\u2029]")
-
-
-class EtsyError(Exception):
-    """Anything that kept Etsy from giving what was asked for."""
-
-
-class Unauthorized(EtsyError):
-    """The access token is expired or revoked: refresh it once, then ask again once."""
-
-
-class ReconnectNeeded(EtsyError):
-    """Etsy no longer takes this login (code or refresh token): a person has to connect the shop again."""
-
-
-class NotFound(EtsyError):
-    """Missing, or not this account's: Etsy does not tell the two apart."""
-
-
-class RateLimited(EtsyError):
-    """Too many calls. `retry_after_seconds` (1 to 86,400) may be a whole day: park the work, do not sleep on it."""
-
-    def __init__(self, retry_after_seconds: int) -> None:
-        super().__init__(retry_after_seconds)
-        self.retry_after_seconds = retry_after_seconds
-
-    def __str__(self) -> str:
-        return f"Etsy asks to wait {self.retry_after_seconds} s"
-
-
-class Refused(EtsyError):
-    """Etsy understood and said no: 400 bad input, 403 key, scope or lock-out, 409 conflict. `message` is its reason."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"Etsy refused ({self.status}): {self.message}"
-
-
-class Unavailable(EtsyError):
-    """No usable answer: network, 5xx, a page of the content network, or something that is not the promised JSON.
-
-    `status` is the HTTP status, None where there was no answer. The request may have had its effect all the same.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message, status)
-        self.message = message
-        self.status = status
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """A login under way: keep `state` and `verifier` on the server (with an expiry), send the browser to `url`."""
-
-    state: str = field(repr=False)
-    verifier: str = field(repr=False)
-    url: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Both tokens are spent by their next use as a pair: save them in the transaction that asked for them."""
-
-    access_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
-    expires_at: datetime
-    etsy_user_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Me:
-    etsy_user_id: int
-    etsy_shop_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """`currency` is an ISO 4217 code; `url` is http(s); both None where Etsy gave nothing usable."""
-
-    etsy_shop_id: int
-    name: str
-    currency: str | None
-    url: str | None
-    is_vacation: bool
 
 
 class EtsyClient:
     """One application's view of Etsy. Tokens are passed in with each call; none is kept here.
 
     `clock` gives aware UTC; `timeout` is in seconds, as requests takes it (connect, read). Proxies and certificates
-    are those of `session`. `remaining_today` is what the last answer said is left of the day's quota, None before it.
+    are those of `session`. `limit_per_day`, `remaining_today` and
+    `remaining_this_second` are what the last answer said of the application's quota, None before it.
     """
 
     def __init__(
@@ -155,7 +110,9 @@ class EtsyClient:
         self._session = session
         self._clock = clock
         self._timeout = timeout
+        self.limit_per_day: int | None = None
         self.remaining_today: int | None = None
+        self.remaining_this_second: int | None = None
 
     def new_login(self, scopes: Sequence[str] = SCOPES) -> Login:
         """A fresh state and PKCE verifier (86 characters) and the address at which the shop's owner consents."""
@@ -197,14 +154,14 @@ class EtsyClient:
     def get_me(self, access_token: str) -> Me:
         """Whose token this is; `etsy_shop_id` is None for a person without a shop."""
         body = self._get("/users/me", access_token)
-        return Me(_required_id(body, "user_id"), _id(body.get("shop_id")))
+        return Me(required_id(body, "user_id"), positive_id(body.get("shop_id")))
 
     def get_shop(self, access_token: str, shop_id: int) -> Shop:
         body = self._get(f"/shops/{shop_id:d}", access_token)
         currency = body.get("currency_code")
         url = body.get("url")
         return Shop(
-            etsy_shop_id=_required_id(body, "shop_id"),
+            etsy_shop_id=required_id(body, "shop_id"),
             name=plain_text(body.get("shop_name"), 255) or f"Shop {shop_id}",
             currency=currency if is_currency(currency) else None,
             url=plain_text(url, 2000) if isinstance(url, str) and url.startswith(("https://", "http://")) else None,
@@ -215,6 +172,35 @@ class EtsyClient:
         """One ShopReceipt as Etsy sent it; `farm.order_import.read_receipt` makes sense of it."""
         return self._get(f"/shops/{shop_id:d}/receipts/{receipt_id:d}", access_token)
 
+    def get_receipt_page(
+        self,
+        access_token: str,
+        shop_id: int,
+        *,
+        min_last_modified: datetime | None,
+        max_last_modified: datetime,
+        was_canceled: bool | None = None,
+        offset: int = 0,
+    ) -> ReceiptPage:
+        """Up to 100 ShopReceipts last modified between two aware times (whole seconds, both ends in), oldest change
+        first. Etsy leaves cancelled ones out unless asked with `was_canceled=True` (issues 604 and 629 of
+        etsy/open-api)."""
+        query: dict[str, object] = {
+            "min_last_modified": None if min_last_modified is None else _epoch_seconds(min_last_modified),
+            "max_last_modified": _epoch_seconds(max_last_modified),
+            "was_canceled": was_canceled,
+            "sort_on": "updated",
+            "sort_order": "asc",
+            "limit": PAGE_SIZE,
+            "offset": offset,
+        }
+        page = self._get(f"/shops/{shop_id:d}/receipts", access_token, query)
+        results, count = page.get("results"), page.get("count")
+        if not isinstance(results, list) or not isinstance(count, int):
+            raise Unavailable("Etsy's answer is not a page of receipts")
+        # An entry that is no object has no id to be imported by.
+        return ReceiptPage(count, len(results), tuple(each for each in results if isinstance(each, dict)))
+
     def iterate_receipts(
         self,
         access_token: str,
@@ -224,39 +210,50 @@ class EtsyClient:
         max_last_modified: datetime,
         was_canceled: bool | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Every ShopReceipt last modified between two aware times (whole seconds, both ends in), oldest change first.
+        """Every ShopReceipt of a window, see `get_receipt_page` and `walk_pages`. Pages are fetched as the iterator is
+        drawn from, and any EtsyError arises there. A receipt may come twice."""
 
-        Pages are fetched as the iterator is drawn from, and any EtsyError arises there. A receipt may come twice.
-        Etsy leaves cancelled ones out unless asked with `was_canceled=True` (issues 604 and 629 of etsy/open-api).
-        """
-        query: dict[str, object] = {
-            "min_last_modified": None if min_last_modified is None else _epoch_seconds(min_last_modified),
-            "max_last_modified": _epoch_seconds(max_last_modified),
-            "was_canceled": was_canceled,
-            "sort_on": "updated",
-            "sort_order": "asc",
-            "limit": PAGE_SIZE,
+        def fetch(offset: int) -> ReceiptPage:
+            return self.get_receipt_page(
+                access_token,
+                shop_id,
+                min_last_modified=min_last_modified,
+                max_last_modified=max_last_modified,
+                was_canceled=was_canceled,
+                offset=offset,
+            )
+
+        for page in walk_pages(fetch):
+            yield from page.receipts
+
+    def add_tracking(
+        self,
+        access_token: str,
+        shop_id: int,
+        receipt_id: int,
+        *,
+        tracking_code: str | None = None,
+        carrier_name: str | None = None,
+        note_to_buyer: str | None = None,
+        send_bcc: bool = False,
+    ) -> dict[str, Any]:
+        """Mark an order as shipped; the ShopReceipt as it is afterwards. Each success mails the buyer, so it is never
+        repeated here, and after `Unavailable` it may have happened: read the receipt before another try. Without code
+        and carrier the order is only marked. Etsy has dropped the tracking while marking (issue 466 of
+        etsy/open-api): look for the code in the answer. `Refused` with 403 is the lock-out of new applications.
+        With `send_bcc` the seller gets the mail, too."""
+        sent = {
+            "tracking_code": tracking_code,
+            "carrier_name": carrier_name,
+            "note_to_buyer": note_to_buyer,
+            "send_bcc": send_bcc or None,
         }
-        offset = 0
-        known_count: int | None = None
-        while True:
-            page = self._get(f"/shops/{shop_id:d}/receipts", access_token, {**query, "offset": offset})
-            results = page.get("results")
-            count = page.get("count")
-            if not isinstance(results, list) or not isinstance(count, int):
-                raise Unavailable("Etsy's answer is not a page of receipts")
-            if known_count is not None and count < known_count and offset > 0:
-                # Receipts that changed while we paged have left the window and those behind them moved up, some onto
-                # pages already read: step back by as many. The count falls each time, so this ends.
-                offset = max(0, offset - (known_count - count))
-                known_count = count
-                continue
-            known_count = count
-            # An entry that is no object has no id to be imported by.
-            yield from (receipt for receipt in results if isinstance(receipt, dict))
-            offset += len(results)
-            if not results or offset >= count:
-                return
+        return self._request(
+            "POST",
+            f"/v3/application/shops/{shop_id:d}/receipts/{receipt_id:d}/tracking",
+            access_token=access_token,
+            document={name: value for name, value in sent.items() if value is not None},
+        )
 
     def _get(self, path: str, access_token: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
         return self._request("GET", f"/v3/application{path}", access_token=access_token, query=query)
@@ -291,6 +288,7 @@ class EtsyClient:
         access_token: str | None = None,
         query: Mapping[str, object] | None = None,
         form: Mapping[str, str] | None = None,
+        document: Mapping[str, object] | None = None,
     ) -> dict[str, Any]:
         """The one door to Etsy: a JSON object, or an EtsyError."""
         if access_token is not None and _TOKEN.fullmatch(access_token) is None:
@@ -298,6 +296,9 @@ class EtsyClient:
             raise Unauthorized("not an access token of Etsy")
         headers = {"Accept": "application/json"}
         data = None
+        if document is not None:
+            headers["Content-Type"] = "application/json"
+            data = json.dumps(document)
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             data = urlencode(form, errors="replace")  # a code that a person pasted may hold anything
@@ -314,26 +315,29 @@ class EtsyClient:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                content = _read(response)
+                content = read_content(response)
         except (OSError, HTTPError) as error:  # requests' own are OSErrors; it lets some of urllib3's through
             fault = type(error).__name__
         if fault:
             # Raised out here, so that the library's exception, which holds the request and its headers, is not chained.
             raise Unavailable(f"Etsy could not be reached ({fault})")
-        remaining = response.headers.get("x-remaining-today", "")
-        if _is_digits(remaining):
-            self.remaining_today = int(remaining)
+        self._note_limits(response.headers)
         if response.status_code == 429:
-            raise RateLimited(_retry_after_seconds(response.headers.get("retry-after", "")))
-        body = _parse(content)
+            raise RateLimited(retry_after_seconds(response.headers.get("retry-after", "")))
+        body = parse_json(content)
         if not 200 <= response.status_code < 300:
             asked_with = form or {}
             hidden = [self._shared_secret, self._keystring, access_token or ""]
             hidden += [asked_with.get(name, "") for name in ("code", "code_verifier", "refresh_token")]
-            raise _refusal(response.status_code, body, hidden, was_signed_in=access_token is not None)
+            raise refusal_of(response.status_code, body, hidden, was_signed_in=access_token is not None)
         if not isinstance(body, dict):
             raise Unavailable("Etsy's answer is not a JSON object", response.status_code)
         return body
+
+    def _note_limits(self, headers: Mapping[str, str]) -> None:
+        for name, header in LIMIT_HEADERS.items():
+            if is_digits(headers.get(header, "")):
+                setattr(self, name, int(headers[header]))
 
 
 class _Credentials(AuthBase):
@@ -348,68 +352,6 @@ class _Credentials(AuthBase):
         if self._access_token is not None:
             request.headers["Authorization"] = f"Bearer {self._access_token}"
         return request
-
-
-def plain_text(value: object, limit: int, *, multiline: bool = False) -> str | None:
-    """A buyer's or seller's text made safe to store: entities resolved once, controls and lone surrogates gone, at most
-    `limit` characters. None for what is no text, or holds none ("" and null both mean absent to Etsy)."""
-    if not isinstance(value, str):
-        return None
-    try:
-        text = html.unescape(value)
-    except ValueError:  # a character reference of more digits than int() takes
-        text = value
-    text = _LINE_END.sub("\n", text).replace("\t", " ")
-    if not multiline:
-        text = text.replace("\n", " ")
-    return _UNPRINTABLE.sub("", text).strip()[:limit].rstrip() or None
-
-
-def is_currency(value: object) -> bool:
-    """Whether this has the form of an ISO 4217 code."""
-    return isinstance(value, str) and re.fullmatch(r"[A-Z]{3}", value) is not None
-
-
-def _read(response: requests.Response) -> bytes:
-    content = bytearray()
-    for chunk in response.iter_content(65_536):
-        content += chunk
-        if len(content) > MAX_ANSWER_BYTES:
-            raise requests.exceptions.ContentDecodingError("answer too large")
-    return bytes(content)
-
-
-def _parse(content: bytes) -> object:
-    """The JSON value, or None for anything else (a page of the content network, a cut answer)."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refusal(status: int, body: object, hidden: Iterable[str], *, was_signed_in: bool) -> EtsyError:
-    """The exception for an answer outside 2xx. A body that is not Etsy's JSON was not Etsy's word on the matter."""
-    if not 400 <= status < 500 or not isinstance(body, dict | list):
-        return Unavailable(f"Etsy is not available (status {status})", status)
-    message = _reason(body)
-    for secret in hidden:
-        if len(secret) >= 8:
-            message = message.replace(secret, "[hidden]")
-    message = message[:MAX_REASON]  # after hiding, or the cut could leave half a secret
-    if isinstance(body, dict) and body.get("error") == "invalid_grant":
-        return ReconnectNeeded(message)
-    if status == 401 and was_signed_in:
-        return Unauthorized(message)
-    if status == 404:
-        return NotFound(message)
-    return Refused(status, message)
-
-
-def _reason(body: dict[str, Any] | list[Any]) -> str:
-    """Etsy's own words: `{"error", "error_description"?}`, or a list of `{"path", "type", "message"}` (issue 622)."""
-    faults = [body] if isinstance(body, dict) else [fault for fault in body[:5] if isinstance(fault, dict)]
-    parts = [fault.get(name) for fault in faults for name in ("path", "message", "error", "error_description")]
-    return ": ".join(text for part in parts if (text := plain_text(part, 10_000))) or "no reason given"
 
 
 def _wire_query(query: Mapping[str, object]) -> dict[str, str]:
@@ -429,23 +371,3 @@ def _epoch_seconds(moment: datetime) -> int:
     if moment.tzinfo is None:
         raise ValueError("a time for Etsy must be aware")
     return max(EARLIEST_EPOCH_SECONDS, int(moment.timestamp()))
-
-
-def _retry_after_seconds(header: str) -> int:
-    seconds = int(header) if _is_digits(header) else DEFAULT_RETRY_AFTER_SECONDS
-    return min(max(seconds, 1), LONGEST_RETRY_AFTER_SECONDS)
-
-
-def _is_digits(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,18}", text) is not None
-
-
-def _id(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_ID else None
-
-
-def _required_id(body: Mapping[str, object], name: str) -> int:
-    value = _id(body.get(name))
-    if value is None:
-        raise Unavailable(f"Etsy's answer holds no usable {name}")
-    return value

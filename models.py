@@ -214,6 +214,8 @@ def _in(column: str, low: int | str, high: int | str) -> sa.CheckConstraint:
 
 class User(db.Model):
     __tablename__ = "users"
+    # In ten-thousandths of a degree, as they are stored.
+    __table_args__ = (_in("latitude", -900_000, 900_000), _in("longitude", -1_800_000, 1_800_000))
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str | None] = mapped_column(sa.String(255), unique=True)
     username: Mapped[str] = mapped_column(sa.String(255))
@@ -222,6 +224,14 @@ class User(db.Model):
     timezone: Mapped[str] = mapped_column(sa.String(64), default="UTC")
     # When somebody is there to clear plates, in the user's zone: {"mon": [["08:00", "17:30"]]}; None is always.
     staffed_hours: Mapped[dict[str, Any] | None]
+    # Orders that are paid and wholly mapped become prints by themselves after a sync.
+    auto_schedule: Mapped[bool] = mapped_column(default=False)
+    # Where the printers stand, for the weather outside: degrees north and east.
+    place_name: Mapped[str | None] = mapped_column(sa.String(255))
+    latitude: Mapped[Decimal | None] = mapped_column(Scaled(4))
+    longitude: Mapped[Decimal | None] = mapped_column(Scaled(4))
+    # In the room of the printers.
+    indoor_temperature_c: Mapped[Decimal | None] = mapped_column(Scaled(1))
     created_at: Mapped[datetime]
 
 
@@ -261,11 +271,44 @@ class Shop(db.Model):
     access_token_sealed: Mapped[str] = mapped_column(sa.Text)
     refresh_token_sealed: Mapped[str] = mapped_column(sa.Text)
     token_expires_at: Mapped[datetime]
+    # The app's own key at Etsy, where it is not the installation's.
+    keystring: Mapped[str | None] = mapped_column(sa.String(255))
+    shared_secret_sealed: Mapped[str | None] = mapped_column(sa.Text)
+    # Who asks Etsy for new tokens just now: a refresh token is good once.
+    refreshing_by: Mapped[str | None] = mapped_column(sa.String(64))
+    refreshing_since: Mapped[datetime | None]
+    # Etsy takes the tokens no more: a person has to sign in again. Told once.
+    reconnect_needed_at: Mapped[datetime | None]
     synced_until: Mapped[datetime | None]
+    canceled_until: Mapped[datetime | None]
+    open_orders_read_at: Mapped[datetime | None]
+    # One sync of a shop at a time, and how far it has come.
+    syncing_by: Mapped[str | None] = mapped_column(sa.String(64))
+    syncing_since: Mapped[datetime | None]
+    sync_progress: Mapped[dict[str, Any] | None]
+    sync_ended_at: Mapped[datetime | None]
+    sync_error: Mapped[str | None] = mapped_column(sa.Text)
+    # The day's calls are used up: nothing is asked until then.
+    parked_until: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
     def secret_owner(self, column: str) -> str:
         return f"shops.{column}:{self.user_id}:{self.etsy_shop_id}"
+
+
+class EtsyNotice(db.Model):
+    """A webhook of Etsy's that was taken in: a second one with its id is a replay."""
+
+    __tablename__ = "etsy_notices"
+    __table_args__ = (_belongs("shop_id", "shops"), sa.Index("ix_etsy_notices_received_at", "received_at"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(_owner())
+    shop_id: Mapped[int]
+    webhook_id: Mapped[str] = mapped_column(sa.String(255), unique=True)
+    kind: Mapped[str] = mapped_column(sa.String(64))
+    etsy_order_id: Mapped[str | None] = mapped_column(sa.String(32))
+    received_at: Mapped[datetime]
+    done_at: Mapped[datetime | None]
 
 
 class Customer(db.Model):
@@ -309,6 +352,16 @@ class Order(db.Model):
     ordered_at: Mapped[datetime]
     shipped_at: Mapped[datetime | None]
     tracking_number: Mapped[str | None] = mapped_column(sa.String(255))
+    carrier_name: Mapped[str | None] = mapped_column(sa.String(255))
+    # The one submission to Etsy, which mails the buyer: begun, then known to have arrived, or why not.
+    ship_sent_at: Mapped[datetime | None]
+    ship_confirmed_at: Mapped[datetime | None]
+    ship_error: Mapped[str | None] = mapped_column(sa.Text)
+    # Something a person has to look at, such as a cancellation while its print runs.
+    attention: Mapped[str | None] = mapped_column(sa.Text)
+    refunded_amount: Mapped[Decimal | None] = mapped_column(Money())
+    # When Etsy was last asked about this very order.
+    read_at: Mapped[datetime | None]
     is_gift: Mapped[bool] = mapped_column(default=False)
     gift_message: Mapped[str | None] = mapped_column(sa.Text)
     message_from_buyer: Mapped[str | None] = mapped_column(sa.Text)
@@ -348,6 +401,8 @@ class OrderItem(db.Model):
     options: Mapped[dict[str, Any]] = mapped_column(default=dict)
     personalization: Mapped[str | None] = mapped_column(sa.Text)
     is_digital: Mapped[bool] = mapped_column(default=False)
+    # A person has seen what the buyer wants on it, and lets it be printed.
+    personalization_seen_at: Mapped[datetime | None]
     profile_id: Mapped[int | None] = mapped_column(index=True)
     order: Mapped[Order] = relationship(
         back_populates="items", primaryjoin="OrderItem.order_id == Order.id", foreign_keys="OrderItem.order_id"
@@ -379,6 +434,7 @@ class ProductProfile(db.Model):
     __table_args__ = (
         sa.UniqueConstraint("user_id", "id"),
         _belongs("print_file_id", "print_files"),
+        _belongs("shop_id", "shops"),
         _in("plate", 1, 1000),
         _in("units_per_plate", 1, 10000),
         _in("print_time_minutes", 1, 100000),
@@ -393,9 +449,16 @@ class ProductProfile(db.Model):
     sku: Mapped[str | None] = mapped_column(sa.String(255))
     etsy_listing_id: Mapped[str | None] = mapped_column(sa.String(32))
     options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    # Of one shop alone, or of all.
+    shop_id: Mapped[int | None]
+    # What an option of the order line means: [{"option": "Color", "value": "Navy", "material_type": "PLA",
+    # "color": "#1F3A93"}, ...].
+    rules: Mapped[list[Any]] = mapped_column(default=list)
     print_file_id: Mapped[int | None] = mapped_column(index=True)
     plate: Mapped[int] = mapped_column(default=1)
     units_per_plate: Mapped[int | None]
+    # Further plates of the same product, each with its own file: see farm.line_plates.
+    more_plates: Mapped[list[Any]] = mapped_column(default=list)
     print_time_minutes: Mapped[int | None]
     preferred_material: Mapped[str | None] = mapped_column(sa.String(255))
     preferred_color: Mapped[str | None] = mapped_column(sa.String(255))

@@ -89,6 +89,8 @@ class Settings(BaseModel):
     etsy_redirect_uri: str = ""
     etsy_base_url: str = "https://api.etsy.com"
     etsy_authorize_url: str = "https://www.etsy.com/oauth/connect"
+    etsy_sync_minutes: int = Field(5, ge=1)
+    etsy_webhook_secret: SecretStr = SecretStr("")
 
     smtp_host: str = ""
     smtp_port: int = Field(587, ge=1, le=65535)
@@ -99,6 +101,7 @@ class Settings(BaseModel):
     public_url: str = ""
     webhook_allowed_networks: Networks = ()
     openweather_api_key: SecretStr = SecretStr("")
+    openweather_base_url: str = "https://api.openweathermap.org"
 
     @property
     def is_production(self) -> bool:
@@ -127,8 +130,8 @@ class Settings(BaseModel):
             faults.append("CORS_ORIGINS must list exact origins, not *")
         if self.bambu_cloud_mqtt and not _is_host_and_port(self.bambu_cloud_mqtt):
             faults.append("BAMBU_CLOUD_MQTT must be host:port")
-        for name in ("bambu_cloud_api_url", "bambu_cloud_web_url"):
-            # Passwords go there.
+        for name in ("bambu_cloud_api_url", "bambu_cloud_web_url", "openweather_base_url"):
+            # Passwords and a key go there.
             url = urlsplit(getattr(self, name))
             if url.scheme and url.scheme != "https" and not is_loopback(url.hostname or ""):
                 faults.append(f"{name.upper()} must begin with https://")

@@ -17,6 +17,7 @@ from api.context import Parts
 from bambu_client import LinkStatus
 from bambu_files import StorageFault
 from bell import ALL, SWEEP, Rung
+from etsy_sync import look_again
 from farm.readiness import fingerprints
 from farm.starter import Start, StartRules
 from links import Deferral, Held
@@ -49,6 +50,11 @@ class Starts:
         self._wake = wake
         self._clock: Callable[[], datetime] = app.extensions["clock"]
         self._rules = StartRules.from_settings(parts.settings)
+        self._etsy = parts.etsy_access()
+
+    def read_order_again(self, user_id: int, order_id: int) -> None:
+        """In the thread of a start. That Etsy cannot be asked is no reason not to print what was paid."""
+        look_again(user_id, order_id, self._etsy)
 
     def rung(self, held: Sequence[Held], printers: Rung) -> None:
         """Somebody changed something of these printers."""
@@ -99,6 +105,7 @@ class Starts:
             in_state_since=lambda: held.in_state_since,
             deferred={key: each.reason for key, each in waiting.items()},
             at_step=self._at_step,
+            read_order_again=self.read_order_again,
         ).run()
         moments = [attempt.look_again_at, *(each.until for each in waiting.values())]
         held.look_again_at = min((moment for moment in moments if moment is not None), default=None)

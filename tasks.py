@@ -1,4 +1,4 @@
-"""What comes round by itself, as Celery tasks: retries and what was held, the sweep.
+"""What comes round by itself, as Celery tasks: retries and what was held, the sweep, orders from Etsy.
 
 By default both worker and beat of Celery run inside the worker process, on a broker in its memory. With a real broker
 (CELERY_BROKER_URL) they are processes of their own: `celery -A tasks worker --pool threads` and `celery -A tasks beat`.
@@ -17,20 +17,25 @@ from celery.beat import Scheduler, Service
 from celery.worker import WorkController
 from flask import Flask
 
+from api.context import Parts
 from app import configure_logging, create_app
 from courier import Courier
+from etsy_api import schedule_paid_orders
+from etsy_sync import sync_due
+from farm.order_plan import PlanRules
 from outbox import Outbox
 from settings import Settings
 
 IN_MEMORY = "memory://"
 # The same, with the host that kombu otherwise warns of.
 IN_MEMORY_URL = "memory://localhost/"
-DUE_SECONDS, SWEEP_SECONDS = 1.0, 15.0
+DUE_SECONDS, SWEEP_SECONDS, ORDERS_SECONDS = 1.0, 15.0, 5.0
 # A look that nobody took in time is made by the next one.
 EXPIRE_SECONDS = 10.0
 POLL_SECONDS = 0.1
 # The time that a process of Celery's has for what it is sending.
 SENDS_END_SECONDS = 15.5
+SYNC_ENDS_SECONDS = 5.0
 
 
 class Rounds:
@@ -42,10 +47,11 @@ class Rounds:
     _embedded: Embedded | None = None
 
     def __init__(self, app: Flask, outbox: Outbox) -> None:
-        self._outbox = outbox
-        self._broker: str = app.extensions["parts"].settings.celery_broker_url
-        # Held by a sweep under way, so that none outlives its app.
-        self._sweeping = threading.Lock()
+        self._app, self._outbox = app, outbox
+        self._parts: Parts = app.extensions["parts"]
+        self._broker: str = self._parts.settings.celery_broker_url
+        # Held by a sweep under way, so that none outlives its app; and by a sync, of which one is enough.
+        self._sweeping, self._syncing = threading.Lock(), threading.Lock()
 
     @classmethod
     def all(cls) -> list[Rounds]:
@@ -65,7 +71,10 @@ class Rounds:
                 Rounds._embedded.stop()
                 Rounds._embedded = None
         with self._sweeping:
-            return
+            pass
+        # A sync that waits for Etsy for longer is simply done again by whoever comes next.
+        if self._syncing.acquire(timeout=SYNC_ENDS_SECONDS):
+            self._syncing.release()
 
     @property
     def is_running(self) -> bool:
@@ -83,6 +92,20 @@ class Rounds:
                 return
             self._outbox.switch_off_lost()
             self._outbox.forget_old_attempts()
+
+    def bring_in_orders(self) -> None:
+        """Shops whose time has come, and what follows by itself from paid orders."""
+        if not self._syncing.acquire(blocking=False):
+            return
+        try:
+            if self not in Rounds.all():
+                return
+            with self._app.app_context():
+                access, rules = self._parts.etsy_access(), PlanRules.from_settings(self._parts.settings)
+                for user_id in {done.user_id for done in sync_due(access, self._parts.clock())}:
+                    schedule_paid_orders(user_id, self._parts.clock(), rules=rules)
+        finally:
+            self._syncing.release()
 
 
 def make_celery(broker: str) -> Celery:
@@ -102,7 +125,11 @@ def make_celery(broker: str) -> Celery:
         beat_scheduler="celery.beat:Scheduler",
         beat_schedule={
             name: {"task": name, "schedule": seconds, "options": {"expires": EXPIRE_SECONDS}}
-            for name, seconds in (("deliver_due", DUE_SECONDS), ("sweep", SWEEP_SECONDS))
+            for name, seconds in (
+                ("deliver_due", DUE_SECONDS),
+                ("sweep", SWEEP_SECONDS),
+                ("bring_in_orders", ORDERS_SECONDS),
+            )
         },
     )
     if broker == IN_MEMORY:
@@ -118,6 +145,11 @@ def make_celery(broker: str) -> Celery:
         for rounds in Rounds.all():
             rounds.sweep()
 
+    @made.task(name="bring_in_orders", shared=False)  # type: ignore[untyped-decorator]
+    def bring_in_orders() -> None:
+        for rounds in Rounds.all():
+            rounds.bring_in_orders()
+
     return made
 
 
@@ -128,7 +160,7 @@ class Embedded:
         self._worker = WorkController(
             app=made,
             pool_cls="threads",
-            concurrency=2,
+            concurrency=3,
             without_heartbeat=True,
             without_mingle=True,
             without_gossip=True,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import sqlalchemy as sa
 from flask import Response, g, request
-from marshmallow import ValidationError, fields, validate, validates_schema
+from marshmallow import ValidationError, fields, missing, validate, validates_schema
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from api import context
-from api.fields import Body, Moment, Text
+from api.fields import Body, Bool, Moment, Num, RangedNum, Text
 from api.lists import json_response
 from api.reading import Room
 from auth import accounts, current_user
@@ -32,6 +33,7 @@ class ShopSchema(Body):
     currency = fields.String(required=True)
 
 
+STEPS = {"latitude": Decimal("0.0001"), "longitude": Decimal("0.0001"), "indoor_temperature_c": Decimal("0.1")}
 WALL_TIME = r"^[0-2][0-9]:[0-5][0-9]$"
 
 
@@ -72,6 +74,11 @@ class UserSchema(Body):
     currency = fields.String(required=True)
     timezone = fields.String(required=True)
     staffed_hours = fields.Nested(StaffedHoursSchema, required=True, allow_none=True)
+    auto_schedule = fields.Boolean(required=True)
+    place_name = fields.String(required=True, allow_none=True)
+    latitude = Num(required=True, allow_none=True)
+    longitude = Num(required=True, allow_none=True)
+    indoor_temperature_c = Num(required=True, allow_none=True)
     created_at = Moment(required=True)
 
 
@@ -126,10 +133,27 @@ class UserChange(Body):
     currency = Text(3, 3, pattern=r"^[A-Z]{3}$", fault="Not an ISO 4217 code.")
     timezone = Text(1, 64, validate=[_check_zone], metadata={"description": "A name of the tz database"})
     staffed_hours = fields.Nested(StaffedHoursChange, allow_none=True, metadata={"description": "None: always"})
+    auto_schedule = Bool(metadata={"description": "Paid, wholly mapped orders become prints after a sync"})
+    place_name = Text(allow_none=True, metadata={"description": "Where the printers stand; alone, it is looked up"})
+    latitude = RangedNum(-90, 90, allow_none=True, metadata={"description": "Degrees north; goes with longitude"})
+    longitude = RangedNum(-180, 180, allow_none=True, metadata={"description": "Degrees east"})
+    indoor_temperature_c = RangedNum(-20, 50, allow_none=True, metadata={"description": "Where the printers stand"})
+
+    @validates_schema(skip_on_field_errors=True)
+    def check_place(self, data: dict[str, Any], **kwargs: Any) -> None:
+        north, east = (data.get(name, missing) for name in ("latitude", "longitude"))
+        if (north is missing, north is None) != (east is missing, east is None):
+            raise ValidationError("latitude and longitude go together.", "latitude")
 
 
 class Message(Body):
     message = fields.String(required=True)
+
+
+def _as_stored(name: str, value: Any) -> Any:
+    """Degrees to about 10 metres: the answer shows what is kept."""
+    step = STEPS.get(name)
+    return value if step is None or value is None else value.quantize(step, ROUND_HALF_UP)
 
 
 def represent_user(user: User) -> dict[str, Any]:
@@ -145,6 +169,11 @@ def represent_user(user: User) -> dict[str, Any]:
         "currency": user.currency,
         "timezone": user.timezone,
         "staffed_hours": represent_hours(user),
+        "auto_schedule": user.auto_schedule,
+        "place_name": user.place_name,
+        "latitude": user.latitude,
+        "longitude": user.longitude,
+        "indoor_temperature_c": user.indoor_temperature_c,
         "created_at": user.created_at,
     }
 
@@ -224,10 +253,14 @@ def get_user() -> Response:
 @blueprint.arguments(UserChange)
 @blueprint.response(200, UserSchema)
 def change_user(data: dict[str, Any]) -> Response:
-    """Change the account of the token: its name, currency, time zone, and when somebody is there to clear plates."""
+    """Change the account of the token: its name, currency, time zone, when somebody is there to clear plates, and where
+    the printers stand."""
     user = current_user()
+    if data.get("place_name", user.place_name) != user.place_name and "latitude" not in data:
+        # Those of the old place: they are looked up anew when the weather is asked for.
+        data |= {"latitude": None, "longitude": None}
     for name, value in data.items():
-        setattr(user, name, value)
+        setattr(user, name, _as_stored(name, value))
     answer = represent_user(user)
     db.session.commit()
     return json_response(answer)

@@ -11,11 +11,13 @@ from flask import current_app
 
 from bambu_cloud import HOSTS, BambuCloud, CallBudget, CloudHosts
 from etsy_client import EtsyClient
+from etsy_tokens import EtsyAccess
 from farm.materials import StageLimits
 from farm.starter import StartRules
 from models import CloudRegion
 from settings import Settings
 from vault import Vault
+from weather import Weather
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class Parts:
     cloud_http: requests.Session
     cloud_budget: CallBudget
     clock: Callable[[], datetime]
+    weather: Weather | None
+
+    def etsy_access(self) -> EtsyAccess:
+        return EtsyAccess(self.settings, self.vault, self.http, self.clock)
 
     def cloud_hosts(self, region: CloudRegion) -> CloudHosts:
         """Where a region's cloud is; what the settings name takes the place of the region's own."""
@@ -84,17 +90,11 @@ def now() -> datetime:
     return moment
 
 
+def etsy_access() -> EtsyAccess:
+    """What it takes to ask Etsy in the name of shops."""
+    return parts().etsy_access()
+
+
 def etsy() -> EtsyClient | None:
     """The Etsy client of this installation's own key, or None where none is configured."""
-    chosen = settings()
-    if not chosen.etsy_client_id or not chosen.etsy_shared_secret.get_secret_value():
-        return None
-    return EtsyClient(
-        keystring=chosen.etsy_client_id,
-        shared_secret=chosen.etsy_shared_secret.get_secret_value(),
-        redirect_uri=chosen.etsy_redirect_uri,
-        base_url=chosen.etsy_base_url,
-        authorize_url=chosen.etsy_authorize_url,
-        session=parts().http,
-        clock=current_app.extensions["clock"],
-    )
+    return etsy_access().client()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hmac
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from flask import Response, g, request
-from marshmallow import fields
+from marshmallow import ValidationError, fields, validates_schema
 
-import etsy_api
+import etsy_login
 from api import context
 from api.accounts import SessionSchema, open_session
 from api.fields import Body, Text
 from api.lists import Query, json_response
 from api.reading import Room
-from auth import bearer_token, require_token
+from auth import bearer_token, current_user_id, require_token
 from errors import Conflict, Invalid, Unauthorized, UpstreamFailed
 from etsy_client import EtsyClient, EtsyError, ReconnectNeeded
+from etsy_login import OwnKey
 from models import db
 from vault import SealBroken
 
@@ -30,9 +32,27 @@ class EtsyLoginAnswer(Body):
     state = fields.String(required=True)
 
 
+KEY = r"^[\x21-\x7e]+$"
+
+
+class OwnEtsyKey(Body):
+    keystring = Text(8, 255, required=True, pattern=KEY, fault="Not a keystring of Etsy's.")
+    shared_secret = Text(4, 255, required=True, load_only=True, pattern=KEY, fault="Not a shared secret of Etsy's.")
+
+
 class Callback(Body):
-    code = Text(1, 2000, required=True)
-    state = Text(1, 500, required=True)
+    code = Text(1, 2000)
+    state = Text(1, 500)
+    url = Text(1, 5000, metadata={"description": "The whole address where the browser ended, instead of both"})
+
+    @validates_schema(skip_on_field_errors=False)
+    def check_parts(self, data: dict[str, Any], **kwargs: Any) -> None:
+        needed = ("url",) if "url" in data else ("code", "state")
+        missing = {name: ["Missing data for required field."] for name in needed if name not in data}
+        if "url" in data:
+            missing = {name: ["Send the url alone."] for name in ("code", "state") if name in data}
+        if missing:
+            raise ValidationError(missing)
 
 
 class CallbackQuery(Query):
@@ -42,11 +62,32 @@ class CallbackQuery(Query):
     error_description = Text(0, 2000)
 
 
-def _client() -> EtsyClient:
-    client = context.etsy()
+def _client(own_key: OwnKey | None = None) -> EtsyClient:
+    access = context.etsy_access()
+    client = access.client(own_key.keystring, own_key.shared_secret) if own_key else access.client()
     if client is None:
         raise Conflict("No Etsy key is configured (ETSY_CLIENT_ID, ETSY_SHARED_SECRET).", code="etsy_not_configured")
     return client
+
+
+def _begin(user_id: int | None, own_key: OwnKey | None = None) -> Response:
+    state, url = etsy_login.begin_login(
+        _client(own_key), context.vault(), user_id=user_id, now=context.now(), own_key=own_key
+    )
+    db.session.commit()
+    response = json_response({"auth_url": url, "state": state})
+    # Binds the redirect to the browser that began it: without it, somebody could have another person's shop
+    # connected to their own account by sending them the link.
+    response.set_cookie(
+        COOKIE,
+        etsy_login.hash_state(state),
+        max_age=int(etsy_login.LOGIN_LIFE.total_seconds()),
+        path=blueprint.url_prefix,
+        httponly=True,
+        secure=request.is_secure,
+        samesite="Lax",
+    )
+    return response
 
 
 @blueprint.get("/login")
@@ -57,21 +98,30 @@ def begin_etsy_login() -> Response:
     if bearer_token() is not None:
         require_token()
         user_id = g.user_id
-    state, url = etsy_api.begin_login(_client(), context.vault(), user_id=user_id, now=context.now())
-    db.session.commit()
-    response = json_response({"auth_url": url, "state": state})
-    # Binds the redirect to the browser that began it: without it, somebody could have another person's shop
-    # connected to their own account by sending them the link.
-    response.set_cookie(
-        COOKIE,
-        etsy_api.hash_state(state),
-        max_age=int(etsy_api.LOGIN_LIFE.total_seconds()),
-        path=blueprint.url_prefix,
-        httponly=True,
-        secure=request.is_secure,
-        samesite="Lax",
-    )
-    return response
+    return _begin(user_id)
+
+
+@blueprint.post("/login")
+@blueprint.arguments(OwnEtsyKey)
+@blueprint.response(200, EtsyLoginAnswer)
+def begin_login_with_own_key(data: dict[str, Any]) -> Response:
+    """The same with the key of an Etsy app of one's own, which the shop is asked with from then on. For an account
+    only: whoever says yes to somebody's app must not be logged in here by that."""
+    return _begin(current_user_id(), OwnKey(data["keystring"], data["shared_secret"]))
+
+
+def _pasted(url: str) -> tuple[str, str]:
+    """Code and state of the address where the browser ended. Raises Invalid, or Unauthorized for a no."""
+    try:
+        query = parse_qs(urlsplit(url).query, max_num_fields=20)
+    except ValueError:
+        query = {}
+    if query.get("error"):
+        raise Unauthorized("Etsy did not allow it. Begin the login again.", code="etsy_denied")
+    code, state = (query.get(name, [""])[0] for name in ("code", "state"))
+    if not code or not state or len(code) > 2000 or len(state) > 500:
+        raise Invalid({"url": ["Not the address that Etsy sent the browser to: it holds code and state."]})
+    return code, state
 
 
 @blueprint.post("/callback")
@@ -79,7 +129,8 @@ def begin_etsy_login() -> Response:
 @blueprint.response(200, SessionSchema)
 def finish_etsy_login(data: dict[str, Any]) -> Response:
     """Finish a login with the code and state of the redirect. One begun with a token needs a token of that account."""
-    return _finish(data["code"], data["state"], from_redirect=False)
+    code, state = _pasted(data["url"]) if "url" in data else (data["code"], data["state"])
+    return _finish(code, state, from_redirect=False)
 
 
 @blueprint.get("/callback")
@@ -97,16 +148,16 @@ def finish_etsy_redirect(args: dict[str, Any]) -> Response:
 
 def _finish(code: str, state: str, *, from_redirect: bool) -> Response:
     try:
-        taken = etsy_api.take_login(state, context.vault(), now=context.now())
+        taken = etsy_login.take_login(state, context.vault(), now=context.now())
     except SealBroken:
         taken = None
     if taken is None:
         raise Unauthorized("This login is not under way any more. Begin it again.", code="etsy_login_gone")
-    verifier, user_id = taken
+    user_id = taken.user_id
     if from_redirect:
         # As bytes: compare_digest takes no text beyond ASCII, and a cookie may hold anything.
         begun_with = request.cookies.get(COOKIE, "").encode(errors="replace")
-        if not hmac.compare_digest(begun_with, etsy_api.hash_state(state).encode()):
+        if not hmac.compare_digest(begun_with, etsy_login.hash_state(state).encode()):
             raise Unauthorized("This login was begun in another browser.", code="etsy_login_elsewhere")
     elif user_id is not None:
         require_token()
@@ -115,10 +166,10 @@ def _finish(code: str, state: str, *, from_redirect: bool) -> Response:
     # The login is used up, whatever Etsy answers: a code works once.
     db.session.commit()
     try:
-        found = etsy_api.look_up_shop(_client(), code, verifier)
+        found = etsy_login.look_up_shop(_client(taken.own_key), code, taken.verifier, taken.own_key)
     except ReconnectNeeded:
         raise Unauthorized("Etsy did not accept this login. Begin it again.", code="etsy_denied") from None
     except EtsyError as error:
         raise UpstreamFailed(f"Etsy did not answer as expected: {error}", code="etsy_failed") from None
-    user = etsy_api.connect_shop(found, context.vault(), user_id=user_id, now=context.now())
+    user = etsy_login.connect_shop(found, context.vault(), user_id=user_id, now=context.now())
     return open_session(user)

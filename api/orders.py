@@ -14,15 +14,14 @@ from marshmallow import ValidationError, fields, validate
 import etsy_api
 from api import context
 from api.fields import Body, Moment, Num, Ranged, RangedNum, Text, Word
-from api.lists import Columns, PageQuery, Query, QueryInt, json_response, page
+from api.lists import Columns, PageQuery, QueryInt, json_response, page
 from api.once import once
 from api.plans import ScheduleRequest, Skipped, plan_rules, skipped_lines
 from api.print_schemas import PrintSchema, read_prints
 from api.reading import Room
 from auth import current_user_id, get_mine, mine, mine_prepared
 from columns import currency_number
-from errors import Conflict, Invalid, TooManyRequests, UpstreamFailed
-from etsy_client import EtsyError, RateLimited, ReconnectNeeded
+from errors import Invalid
 from farm.order_prints import link_profiles
 from models import (
     Customer,
@@ -31,17 +30,16 @@ from models import (
     OrderStatus,
     ProductionStatus,
     ScheduledPrint,
-    Shop,
     db,
 )
-from vault import SealBroken
 
 blueprint = Room("orders", __name__, url_prefix="/api/orders", description="Orders and the prints that fulfil them")
 
 
 def _finish_order(row: dict[str, Any]) -> None:
-    if row["total_amount"] is not None:
-        row["total_amount"] = currency_number(Decimal(str(row["total_amount"])), row["currency"])
+    for name in ("total_amount", "refunded_amount"):
+        if row[name] is not None:
+            row[name] = currency_number(Decimal(str(row[name])), row["currency"])
 
 
 def _finish_item(row: dict[str, Any]) -> None:
@@ -54,13 +52,14 @@ COLUMNS = Columns(
     Order,
     *("id", "shop_id", "customer_id", "etsy_order_id", "buyer_name", "status", "etsy_status", "partially_refunded"),
     *("production_status", "total_amount", "currency", "ship_by", "ordered_at", "shipped_at", "tracking_number"),
+    *("carrier_name", "ship_error", "attention", "refunded_amount"),
     *("is_gift", "gift_message", "message_from_buyer", "created_at", "updated_at"),
     finish=_finish_order,
 )
 ITEM_COLUMNS = Columns(
     OrderItem,
     *("id", "order_id", "etsy_transaction_id", "etsy_listing_id", "sku", "title", "quantity", "price", "currency"),
-    *("options", "personalization", "is_digital", "profile_id"),
+    *("options", "personalization", "personalization_seen_at", "is_digital", "profile_id"),
     finish=_finish_item,
 )
 
@@ -77,6 +76,7 @@ class OrderItemSchema(Body):
     currency = fields.String(required=True)
     options = fields.Dict(required=True)
     personalization = fields.String(required=True, allow_none=True)
+    personalization_seen_at = Moment(required=True, allow_none=True)
     is_digital = fields.Boolean(required=True)
     profile_id = fields.Integer(required=True, allow_none=True)
     prints = fields.Dict(
@@ -100,6 +100,12 @@ class OrderSchema(Body):
     ordered_at = Moment(required=True)
     shipped_at = Moment(required=True, allow_none=True)
     tracking_number = fields.String(required=True, allow_none=True)
+    carrier_name = fields.String(required=True, allow_none=True)
+    ship_error = fields.String(
+        required=True, allow_none=True, metadata={"description": "What a person has to do at Etsy"}
+    )
+    attention = fields.String(required=True, allow_none=True)
+    refunded_amount = Num(required=True, allow_none=True)
     is_gift = fields.Boolean(required=True)
     gift_message = fields.String(required=True, allow_none=True)
     message_from_buyer = fields.String(required=True, allow_none=True)
@@ -185,7 +191,8 @@ def _with_items(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"items": items.get(row["id"], [])} for row in rows]
 
 
-def _one(order_id: int) -> dict[str, Any]:
+def read_order(order_id: int) -> dict[str, Any]:
+    """One of the current user's orders with its lines, as it goes out. Flushes first."""
     db.session.flush()
     return _with_items([COLUMNS.one(mine(Order).where(Order.id == order_id))])[0]
 
@@ -255,8 +262,8 @@ def add_order(data: dict[str, Any]) -> Response:
         raise Invalid({"items": ["The total is out of range."]})
     db.session.add(order)
     db.session.flush()
-    link_profiles(user_id, order.items)
-    return json_response(_one(order.id), 201)
+    link_profiles(user_id, None, order.items)
+    return json_response(read_order(order.id), 201)
 
 
 @blueprint.get("/<id:order_id>")
@@ -264,7 +271,7 @@ def add_order(data: dict[str, Any]) -> Response:
 def get_order(order_id: int) -> Response:
     """One order with its lines."""
     get_mine(Order, order_id)
-    return json_response(_one(order_id))
+    return json_response(read_order(order_id))
 
 
 class ScheduleAnswer(Body):
@@ -306,59 +313,3 @@ def schedule_prints(data: dict[str, Any], order_id: int) -> Response:
         "skipped": skipped_lines(list(digital)),
     }
     return json_response(answer, 201)
-
-
-class ShopSync(Body):
-    shop_id = fields.Integer(required=True)
-    name = fields.String(required=True)
-    created = fields.Integer(required=True)
-    updated = fields.Integer(required=True)
-    unreadable = fields.Integer(required=True)
-
-
-class SyncAnswer(Body):
-    message = fields.String(required=True)
-    shops = fields.List(fields.Nested(ShopSync), required=True)
-
-
-@blueprint.post("/sync")
-@blueprint.arguments(Query, location="query")
-@blueprint.response(200, SyncAnswer)
-def sync_orders(args: dict[str, Any]) -> Response:
-    """Bring in what changed at Etsy since the last sync."""
-    client = context.etsy()
-    shops = db.session.execute(mine(Shop).order_by(Shop.id)).scalars().all()
-    if client is None:
-        raise Conflict("No Etsy key is configured (ETSY_CLIENT_ID, ETSY_SHARED_SECRET).", code="etsy_not_configured")
-    if not shops:
-        raise Conflict("No Etsy shop is connected yet. Log in at Etsy first.", code="no_shop")
-    results = []
-    for shop in shops:
-        shop_id, name = shop.id, shop.name
-        try:
-            result = etsy_api.sync_shop(shop, client, context.vault(), clock=context.now)
-        except ReconnectNeeded:
-            raise Conflict(
-                f"Etsy no longer accepts the login of {name}. Connect it again.", code="reconnect_shop"
-            ) from None
-        except SealBroken:
-            raise Conflict(
-                f"The stored login of {name} cannot be read. Connect it again.", code="reconnect_shop"
-            ) from None
-        except RateLimited as error:
-            raise TooManyRequests(
-                "Etsy's call limit is used up for now.", retry_after_seconds=error.retry_after_seconds
-            ) from None
-        except EtsyError as error:
-            raise UpstreamFailed(f"Etsy did not answer as expected: {error}", code="etsy_failed") from None
-        results.append(
-            {
-                "shop_id": shop_id,
-                "name": name,
-                "created": result.created,
-                "updated": result.updated,
-                "unreadable": result.unreadable,
-            }
-        )
-    created = sum(result["created"] for result in results)
-    return json_response({"message": f"Imported {created} new orders", "shops": results})

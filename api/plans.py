@@ -96,12 +96,7 @@ class PlanAnswer(Body):
 
 def plan_rules() -> PlanRules:
     """The settings that plans go by."""
-    settings = context.settings()
-    return PlanRules(
-        clearing=timedelta(minutes=settings.chain_buffer_minutes),
-        missed_window=timedelta(minutes=settings.missed_window_minutes),
-        limits=context.limits(),
-    )
+    return PlanRules.from_settings(context.settings())
 
 
 def slack_minutes(slack: timedelta | None) -> int | None:

@@ -194,9 +194,14 @@ def remove_file(file_id: int) -> Response:
             ScheduledPrint.print_file_id == file_id, ScheduledPrint.status.in_(OPEN_STATUSES)
         )
     ).scalar_one()
-    used_by_profile = db.session.execute(
-        mine(ProductProfile, sa.func.count()).where(ProductProfile.print_file_id == file_id)
-    ).scalar_one()
+    # Further plates stand in JSON, which no key of the database holds.
+    profiles = mine(ProductProfile, ProductProfile.print_file_id, ProductProfile.more_plates).where(
+        sa.or_(ProductProfile.print_file_id == file_id, sa.cast(ProductProfile.more_plates, sa.String) != "[]")
+    )
+    used_by_profile = sum(
+        file_id in (main, *(plate["print_file_id"] for plate in further))
+        for main, further in db.session.execute(profiles)
+    )
     if used_by_print or used_by_profile:
         raise Conflict(
             f"{used_by_print} unfinished prints and {used_by_profile} product profiles use this file.",

@@ -13,7 +13,7 @@ from flask import Flask
 from werkzeug.test import EnvironBuilder
 
 from app import create_app, utc_now
-from bench import deliveries, latency, live, printers, starts
+from bench import deliveries, etsy_sync, latency, live, printers, starts
 from bench.floor import bare_app, floor_app
 from bench.measure import compare
 from models import Order, OrderItem, Printer, PrintStatus, ScheduledPrint, db
@@ -156,6 +156,7 @@ def main() -> None:
     printers.main()
     starts.main()
     latency.main()
+    etsy_sync.main()
     deliveries.main()
     live.main()
 

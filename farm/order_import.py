@@ -70,7 +70,8 @@ class ImportedOrder:
     `ship_by` is the earliest over the lines not yet shipped, so None once all are: Etsy overwrites a line's ship-by
     with the shipping time, hence a stored one is kept and not replaced by None. `shipped_at` is None until all are.
     `address` has the keys first_line, second_line, city, state, postal_code, country_code and formatted; Etsy withholds
-    it, `buyer_name` and `buyer_email` from many applications. `total_amount` is the grand total.
+    it, `buyer_name` and `buyer_email` from many applications. `total_amount` is the grand total, `refunded_amount` what
+    went back of it, None where nothing did. `tracking_number` and `carrier_name` are those of the last parcel.
     """
 
     etsy_order_id: str
@@ -80,6 +81,7 @@ class ImportedOrder:
     status: str
     etsy_status: str | None
     partially_refunded: bool
+    refunded_amount: Decimal | None
     total_amount: Decimal | None
     currency: str | None
     ship_by: datetime | None
@@ -87,6 +89,7 @@ class ImportedOrder:
     updated_at: datetime | None
     shipped_at: datetime | None
     tracking_number: str | None
+    carrier_name: str | None
     is_gift: bool
     gift_message: str | None
     message_from_buyer: str | None
@@ -106,22 +109,29 @@ def read_receipt(receipt: object) -> ImportedOrder:
     etsy_status = plain_text(receipt.get("status"), TEXT_LIMIT)
     word = (etsy_status or "").casefold()
     total_amount, currency = _money(receipt.get("grandtotal"))
+    refunded_amount = _refunded(receipt.get("refunds"))
+    # The word can lag behind the money (issue 513 of etsy/open-api).
+    is_all_refunded = bool(refunded_amount and total_amount and refunded_amount >= total_amount)
+    status = STATUSES.get(word, "open")
+    carrier_name, tracking_number = _tracking(shipments)
     return ImportedOrder(
         etsy_order_id=etsy_order_id,
         buyer_user_id=_id(receipt.get("buyer_user_id")),
         buyer_name=plain_text(receipt.get("name"), TEXT_LIMIT),
         buyer_email=_email(receipt.get("buyer_email")),
         # An unknown word must not look paid: a paid order may be printed.
-        status=STATUSES.get(word, "open"),
+        status="refunded" if is_all_refunded and status == "paid" else status,
         etsy_status=etsy_status,
-        partially_refunded=word == "partially refunded",
+        partially_refunded=word == "partially refunded" or (refunded_amount is not None and not is_all_refunded),
+        refunded_amount=refunded_amount,
         total_amount=total_amount,
         currency=currency,
         ship_by=_ship_by(receipt, transactions),
         ordered_at=_first_time(receipt, "created_timestamp", "create_timestamp"),
         updated_at=_first_time(receipt, "updated_timestamp", "update_timestamp"),
         shipped_at=_shipped_at(receipt, transactions, shipments),
-        tracking_number=_tracking_number(shipments),
+        tracking_number=tracking_number,
+        carrier_name=carrier_name,
         is_gift=receipt.get("is_gift") is True,
         gift_message=plain_text(receipt.get("gift_message"), MESSAGE_LIMIT, multiline=True),
         message_from_buyer=plain_text(receipt.get("message_from_buyer"), MESSAGE_LIMIT, multiline=True),
@@ -222,9 +232,26 @@ def _shipped_at(
     return max(known, default=None)
 
 
-def _tracking_number(shipments: list[dict[str, Any]]) -> str | None:
-    codes = [code for shipment in shipments if (code := plain_text(shipment.get("tracking_code"), TEXT_LIMIT))]
-    return codes[-1] if codes else None
+def tracking_codes(receipt: object) -> tuple[str, ...]:
+    """The tracking codes that a ShopReceipt holds, of all its parcels."""
+    shipments = _objects(receipt.get("shipments")) if isinstance(receipt, dict) else []
+    return tuple(code for each in shipments if (code := plain_text(each.get("tracking_code"), TEXT_LIMIT)))
+
+
+def _tracking(shipments: list[dict[str, Any]]) -> tuple[str | None, str | None]:
+    """(carrier, code) of the last shipment that has a code."""
+    found = [
+        (plain_text(shipment.get("carrier_name"), TEXT_LIMIT), code)
+        for shipment in shipments
+        if (code := plain_text(shipment.get("tracking_code"), TEXT_LIMIT))
+    ]
+    return found[-1] if found else (None, None)
+
+
+def _refunded(refunds: object) -> Decimal | None:
+    amounts = [_money(refund.get("amount"))[0] for refund in _objects(refunds)]
+    total = sum((amount for amount in amounts if amount), Decimal(0))
+    return min(total, LARGEST_AMOUNT) or None
 
 
 def _physical(transactions: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from farm.filament import Place
 from farm.forecast import FarmPrinter, forecast, read_farm
@@ -16,6 +17,9 @@ from farm.spread import Refused, Terms, WantedPrint, fit, spread, take_grams
 from farm.staffed import StaffedHours
 from farm.timeline import QueuedPrint
 from models import MAX_ID, Order, PrintFile, User, slot_of
+
+if TYPE_CHECKING:
+    from settings import Settings
 
 # In place of a printer's id: whichever printers have the order done first.
 AUTO = "auto"
@@ -29,6 +33,14 @@ class PlanRules:
     clearing: timedelta = timedelta(minutes=15)
     missed_window: timedelta = timedelta(minutes=60)
     limits: StageLimits = StageLimits()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> PlanRules:
+        return cls(
+            clearing=timedelta(minutes=settings.chain_buffer_minutes),
+            missed_window=timedelta(minutes=settings.missed_window_minutes),
+            limits=StageLimits.from_settings(settings),
+        )
 
 
 USUAL_RULES = PlanRules()

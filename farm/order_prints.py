@@ -1,33 +1,33 @@
-"""An order's lines -> what of them is printed, by which profile and file, and what stands against it."""
+"""An order's lines -> what of them is printed, from which files, and what stands against it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import joinedload
 
 from errors import Conflict, Invalid, NotFound
+from farm.line_plates import RECORDABLE, LinePlates, Mappings, Why, waits_for_person
 from farm.order_plan import OrderPlan, PlanRules
 from farm.orders import PrintOfOrder
-from farm.planner import PlannedPrint, PlanRefused, find_profile, plan_prints
+from farm.planner import PlannedPrint, PlanRefused, plan_prints
 from farm.staffed import MINUTE
 from models import OPEN_STATUSES, Order, OrderItem, OrderStatus, PrintFile, ProductionStatus, ProductProfile, db
 
 # Built once: a statement takes longer to build than to run.
-PROFILES = (
+ALL_PROFILES = (
     sa.select(ProductProfile)
-    .where(
-        ProductProfile.user_id == sa.bindparam("mine"),
-        sa.or_(
-            ProductProfile.id.in_(sa.bindparam("linked", expanding=True)),
-            ProductProfile.sku.in_(sa.bindparam("skus", expanding=True)),
-            ProductProfile.etsy_listing_id.in_(sa.bindparam("listings", expanding=True)),
-            ProductProfile.product_name.in_(sa.bindparam("titles", expanding=True)),
-        ),
-    )
+    .where(ProductProfile.user_id == sa.bindparam("mine"))
     .options(joinedload(ProductProfile.print_file))
+)
+PROFILES = ALL_PROFILES.where(
+    sa.or_(
+        ProductProfile.sku.in_(sa.bindparam("skus", expanding=True)),
+        ProductProfile.etsy_listing_id.in_(sa.bindparam("listings", expanding=True)),
+        ProductProfile.product_name.in_(sa.bindparam("titles", expanding=True)),
+    )
 )
 ORDER = (
     sa.select(Order)
@@ -38,30 +38,40 @@ ORDER = (
 ORDER_LOCKED = ORDER.with_for_update(of=Order)
 
 
-def link_profiles(user_id: int, lines: Iterable[OrderItem]) -> dict[OrderItem, ProductProfile | None]:
-    """Find and note the product profile of each line that has none yet; one query, however many lines."""
-    found = find_profiles(user_id, lines)
-    for line, profile in found.items():
-        if profile is not None and line.profile_id is None:
-            line.profile_id = profile.id
+def link_profiles(user_id: int, shop_id: int | None, lines: Iterable[OrderItem]) -> dict[OrderItem, LinePlates]:
+    """What lines of orders of one shop need, each with its product profile noted on it; a query or two, however many
+    lines. What was noted before counts for nothing: a profile may have come, gone, or been changed since."""
+    found = find_plates(user_id, shop_id, lines)
+    for line, each in found.items():
+        line.profile_id = each.profile.id if each.profile is not None else None
     return found
 
 
-def find_profiles(user_id: int, lines: Iterable[OrderItem]) -> dict[OrderItem, ProductProfile | None]:
-    """The product profile of each line: the one noted there, else the one that fits it."""
+def find_plates(user_id: int, shop_id: int | None, lines: Iterable[OrderItem]) -> dict[OrderItem, LinePlates]:
+    """The same, with nothing noted."""
     lines = list(lines)
-    linked = [line.profile_id for line in lines if line.profile_id]
-    missing = [line for line in lines if line.profile_id is None]
     asked = {
         "mine": user_id,
-        "linked": linked,
-        "skus": [line.sku for line in missing if line.sku],
-        "listings": [line.etsy_listing_id for line in missing if line.etsy_listing_id],
-        "titles": [line.title for line in missing],
+        "skus": [line.sku for line in lines if line.sku],
+        "listings": [line.etsy_listing_id for line in lines if line.etsy_listing_id],
+        "titles": [line.title for line in lines],
     }
-    profiles = db.session.execute(PROFILES, asked).scalars().all()
-    by_id = {profile.id: profile for profile in profiles}
-    return {line: by_id.get(line.profile_id) if line.profile_id else find_profile(line, profiles) for line in lines}
+    mappings = _with_files(user_id, db.session.execute(PROFILES, asked).scalars().all())
+    return {line: mappings.plates_of(line, shop_id) for line in lines}
+
+
+def read_mappings(user_id: int) -> Mappings:
+    """All that a seller's product profiles say."""
+    return _with_files(user_id, db.session.execute(ALL_PROFILES, {"mine": user_id}).scalars().all())
+
+
+def _with_files(user_id: int, profiles: Sequence[ProductProfile]) -> Mappings:
+    ids = {plate["print_file_id"] for profile in profiles for plate in profile.more_plates or []}
+    files: Sequence[PrintFile] = ()
+    if ids:
+        mine = sa.select(PrintFile).where(PrintFile.user_id == user_id, PrintFile.id.in_(ids))
+        files = db.session.execute(mine).scalars().all()
+    return Mappings(profiles, {file.id: file for file in files})
 
 
 def printable_lines(order: Order) -> tuple[list[OrderItem], list[OrderItem]]:
@@ -93,11 +103,13 @@ def plan_chain(
     rules: PlanRules,
     *,
     note_profiles: bool,
+    is_by_itself: bool = False,
 ) -> tuple[list[PlannedPrint], dict[int, PrintFile]]:
-    """(the order's prints as a chain, the files they name, by id). `before`: all prints the order ever had.
+    """(the order's prints as a chain, the files they name, by id). `before`: all prints the order ever had. What is
+    made with no person at it (`is_by_itself`) needs a file for every plate.
 
     Raises:
-        Conflict: its prints are still open, or every line is digital.
+        Conflict: its prints are still open, every line is digital, or one of them is not to be printed by guess.
         Invalid: a quantity that cannot be planned.
     """
     if any(each.status in OPEN_STATUSES and not each.is_deleted for each in before):
@@ -107,11 +119,13 @@ def plan_chain(
         raise Conflict(
             "Every line of this order is digital." if digital else "This order has no lines.", code="nothing_to_print"
         )
-    profiles = link_profiles(order.user_id, lines) if note_profiles else find_profiles(order.user_id, lines)
+    find = link_profiles if note_profiles else find_plates
+    found = find(order.user_id, order.shop_id, lines)
+    _refuse_guessing(lines, found, frozenset() if is_by_itself else RECORDABLE)
     try:
         planned = plan_prints(
             order.label,
-            [(line, profiles[line]) for line in lines],
+            [(line, found[line].plates) for line in lines],
             now=now,
             start_offset_minutes=start_offset_minutes,
             buffer_minutes=rules.clearing // MINUTE,
@@ -119,8 +133,23 @@ def plan_chain(
         )
     except PlanRefused as error:
         raise Invalid({error.field: [str(error)]}, str(error)) from None
-    files = [profile.print_file for profile in profiles.values() if profile is not None]
+    files = [plate.file for line in lines for plate in found[line].plates]
     return planned, {file.id: file for file in files if file is not None}
+
+
+def _refuse_guessing(
+    lines: Sequence[OrderItem], found: Mapping[OrderItem, LinePlates], allowed: Collection[Why]
+) -> None:
+    unseen = [_of_line(line, "see what the buyer wants on it, and say so") for line in lines if waits_for_person(line)]
+    if unseen:
+        raise Conflict(f"{'. '.join(unseen[:3])}.", code="personalization_not_seen", fields={"items": unseen})
+    unclear = [_of_line(line, found[line].sentence) for line in lines if found[line].why not in (None, *allowed)]
+    if unclear:
+        raise Conflict(f"{'. '.join(unclear[:3])}.", code="mapping_unclear", fields={"items": unclear})
+
+
+def _of_line(line: OrderItem, sentence: str) -> str:
+    return f"Line {line.id} ({line.title}): {sentence.rstrip('.')}"
 
 
 def _refuse_unprintable(order: Order) -> None:

@@ -1,15 +1,15 @@
-"""An order's lines + their profiles + now -> the prints that fulfil it. Pure: no database, no clock."""
+"""An order's lines + the plates that they need + now -> the prints that fulfil it. Pure: no database, no clock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from farm.plate_facts import known_plate
-from models import OrderItem, ProductProfile
+from farm.line_plates import LinePlate
+from models import OrderItem
 
 MAX_PRINTS = 500
 MAX_QUANTITY = 10_000
@@ -53,32 +53,9 @@ class PlannedPrint:
     print_speed: int
 
 
-def find_profile(line: OrderItem, profiles: Iterable[ProductProfile]) -> ProductProfile | None:
-    """A line's profile: by SKU, else by listing and options, else by exact title; the oldest of several."""
-    candidates = sorted(profiles, key=lambda profile: profile.id)
-
-    def same_options(profile: ProductProfile) -> bool:
-        return all(line.options.get(name) == value for name, value in (profile.options or {}).items())
-
-    rules: tuple[tuple[object, Any], ...] = (
-        (line.sku, lambda profile: profile.sku == line.sku),
-        (
-            line.etsy_listing_id,
-            lambda profile: profile.etsy_listing_id == line.etsy_listing_id and same_options(profile),
-        ),
-        (line.title, lambda profile: profile.product_name == line.title and same_options(profile)),
-    )
-    for wanted, fits in rules:
-        fitting = [profile for profile in candidates if fits(profile)] if wanted else []
-        if fitting:
-            # Of several the one whose options fit, and of those the one that names more of them, is the most exact.
-            return max(fitting, key=lambda found: (same_options(found), len(found.options or {}), -found.id))
-    return None
-
-
 def plan_prints(
     label: str,
-    lines: Sequence[tuple[OrderItem, ProductProfile | None]],
+    lines: Sequence[tuple[OrderItem, Sequence[LinePlate]]],
     *,
     now: datetime,
     start_offset_minutes: int,
@@ -93,61 +70,61 @@ def plan_prints(
     Raises:
         PlanRefused: a quantity out of 1-10,000 or more than 500 prints.
     """
-    counts = []
-    for line, profile in lines:
+    for line, _ in lines:
         if not 1 <= line.quantity <= MAX_QUANTITY:
             raise PlanRefused(f"Quantity {line.quantity} is not between 1 and {MAX_QUANTITY}.", "quantity")
-        per_plate = profile.units_per_plate if profile else None
-        counts.append(-(-line.quantity // per_plate) if per_plate else 1)
-    if sum(counts) > MAX_PRINTS:
-        raise PlanRefused(f"The order needs {sum(counts)} prints; at most {MAX_PRINTS} are made at once.", "quantity")
+    count = sum(each.count for _, plates in lines for each in plates)
+    if count > MAX_PRINTS:
+        raise PlanRefused(f"The order needs {count} prints; at most {MAX_PRINTS} are made at once.", "quantity")
     planned: list[PlannedPrint] = []
     starts_at = now + timedelta(minutes=start_offset_minutes)
-    for (line, profile), count in zip(lines, counts, strict=True):
-        for number in range(1, count + 1):
-            is_first = not planned
-            planned.append(
-                _plan_one(
-                    label,
-                    line,
-                    profile,
-                    number=number,
-                    count=count,
-                    scheduled_start=None if is_first and not start_offset_minutes else starts_at,
-                    is_chained=not is_first,
-                    priority=max(1, FIRST_PRIORITY - len(planned)),
-                    material_type=material_type,
+    for line, plates in lines:
+        for part, plate in enumerate(plates, 1):
+            of_parts = f"part {part} of {len(plates)}" if len(plates) > 1 else ""
+            for number in range(1, plate.count + 1):
+                is_first = not planned
+                planned.append(
+                    _plan_one(
+                        label,
+                        line,
+                        plate,
+                        notes=_notes(line, plate, number, of_parts),
+                        scheduled_start=None if is_first and not start_offset_minutes else starts_at,
+                        is_chained=not is_first,
+                        priority=max(1, FIRST_PRIORITY - len(planned)),
+                        material_type=material_type,
+                    )
                 )
-            )
-            starts_at += timedelta(minutes=planned[-1].estimated_duration_minutes + buffer_minutes)
+                starts_at += timedelta(minutes=planned[-1].estimated_duration_minutes + buffer_minutes)
     return planned
+
+
+def _notes(line: OrderItem, plate: LinePlate, number: int, of_parts: str) -> str:
+    """What lies on this very plate."""
+    said = [of_parts] if of_parts else []
+    if plate.units_per_plate:
+        units = min(plate.units_per_plate, plate.units - (number - 1) * plate.units_per_plate)
+        said.append(f"plate {number} of {plate.count}, {units} on it")
+    return f"Quantity: {line.quantity}" + (f" ({': '.join(said)})" if said else "")
 
 
 def _plan_one(
     label: str,
     line: OrderItem,
-    profile: ProductProfile | None,
+    plate: LinePlate,
     *,
-    number: int,
-    count: int,
+    notes: str,
     scheduled_start: datetime | None,
     is_chained: bool,
     priority: int,
     material_type: str | None,
 ) -> PlannedPrint:
-    notes = f"Quantity: {line.quantity}"
-    if profile and profile.units_per_plate:
-        units = min(profile.units_per_plate, line.quantity - (number - 1) * profile.units_per_plate)
-        notes += f" (plate {number} of {count}, {units} on it)"
-
-    file = profile.print_file if profile else None
-    facts = known_plate(file.plates, profile.plate) if profile and file else None
+    facts = plate.facts
     sliced = facts.print_settings() if facts else {}
 
-    def setting(name: str, default: Any, sliced_name: str = "") -> Any:
-        """What the profile says, else what the slicer wrote about the plate, else the default."""
-        value = getattr(profile, name) if profile else None
-        return sliced.get(sliced_name, default) if value is None else value
+    def setting(said: Any, default: Any, sliced_name: str = "") -> Any:
+        """What is said of the plate, else what the slicer wrote about it, else the default."""
+        return sliced.get(sliced_name, default) if said is None else said
 
     return PlannedPrint(
         order_item_id=line.id,
@@ -156,14 +133,14 @@ def _plan_one(
         scheduled_start=scheduled_start,
         is_chained=is_chained,
         priority=priority,
-        print_file_id=setting("print_file_id", None),
-        file_name=file.file_name if file else None,
-        plate=setting("plate", 1),
-        estimated_duration_minutes=setting("print_time_minutes", DEFAULT_MINUTES, "estimated_duration_minutes"),
-        estimated_grams=setting("filament_grams", None, "estimated_grams"),
-        material_type=material_type or setting("preferred_material", DEFAULT_MATERIAL, "material_type"),
-        material_color=setting("preferred_color", None, "material_color"),
-        nozzle_temp=setting("nozzle_temp_c", DEFAULT_NOZZLE_TEMP, "nozzle_temp"),
-        bed_temp=setting("bed_temp_c", DEFAULT_BED_TEMP, "bed_temp"),
-        print_speed=setting("print_speed_mms", DEFAULT_PRINT_SPEED),
+        print_file_id=plate.file.id if plate.file else None,
+        file_name=plate.file.file_name if plate.file else None,
+        plate=plate.plate,
+        estimated_duration_minutes=setting(plate.print_time_minutes, DEFAULT_MINUTES, "estimated_duration_minutes"),
+        estimated_grams=setting(plate.filament_grams, None, "estimated_grams"),
+        material_type=material_type or setting(plate.material_type, DEFAULT_MATERIAL, "material_type"),
+        material_color=setting(plate.color, None, "material_color"),
+        nozzle_temp=setting(plate.nozzle_temp_c, DEFAULT_NOZZLE_TEMP, "nozzle_temp"),
+        bed_temp=setting(plate.bed_temp_c, DEFAULT_BED_TEMP, "bed_temp"),
+        print_speed=setting(plate.print_speed_mms, DEFAULT_PRINT_SPEED),
     )

@@ -135,6 +135,9 @@ class Start:
     in_state_since: Callable[[], datetime | None]
     deferred: Mapping[int, str] = field(default_factory=dict)
     at_step: Callable[[str], None] = lambda step: None
+    # Called with the ids of a user and an order before anything of it is sent. Should it turn out to be cancelled, the
+    # print is gone after that, and so is the claim.
+    read_order_again: Callable[[int, int], object] = lambda user_id, order_id: None
     fresh_report_seconds: float = 10.0
 
     def run(self) -> Attempt:
@@ -144,6 +147,7 @@ class Start:
         if intent is None:
             return outlook
         self.at_step("claimed")
+        self._read_order_again(intent)
         if not _advance(intent, IntentState.claimed, IntentState.uploading, is_file_on_printer=True):
             return outlook
         self.at_step("uploading")
@@ -168,6 +172,13 @@ class Start:
             return outlook
         self._publish(intent)
         return outlook
+
+    def _read_order_again(self, intent: StartIntent) -> None:
+        query = sa.select(ScheduledPrint.user_id, ScheduledPrint.order_id).where(ScheduledPrint.id == intent.print_id)
+        user_id, order_id = db.session.execute(query).one()
+        db.session.commit()
+        if order_id is not None:
+            self.read_order_again(user_id, order_id)
 
     def _claim_next(self) -> Attempt:
         now = self.clock()

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from bambu.errors import Fault, Severity
-from bambu_report import UNKNOWN, Nozzle, PrinterActivity, PrinterState, Spool, Storage
+from bambu_report import UNKNOWN, Nozzle, PrinterActivity, PrinterState, Spool, Storage, Unit
 from farm.live import LIVE_FOR, is_live, why_only_watched
 from models import ConnectionStatus, PrinterConnection, slot_of
 
@@ -40,6 +40,7 @@ def snapshot_of(state: PrinterState, *, current_print_id: int | None, print_name
         "current_print_id": current_print_id,
         "materials": [_spool(spool) for spool in state.spools if spool.loaded] if state.known else None,
         "can_control": state.developer_mode,
+        "ams": [_unit(unit) for unit in state.units] if state.known else None,
         # Not shown, but the interlocks ask for it in processes without a link.
         "nozzles": [nozzle.diameter_mm for nozzle in state.nozzles],
         "storage": state.storage.value if state.storage is not None else None,
@@ -101,6 +102,18 @@ def state_from_snapshot(snapshot: dict[str, Any] | None) -> PrinterState:
             for each in snapshot.get("errors") or ()
         ),
     )
+
+
+def _unit(unit: Unit) -> dict[str, Any]:
+    """What advice on drying goes by (`farm.filament_advice`)."""
+    return {
+        "ams_id": unit.ams_id,
+        "kind": unit.kind,
+        "humidity_percent": unit.humidity_percent,
+        "humidity_level": unit.humidity_level,
+        "temperature_c": unit.temperature,
+        "drying_minutes": unit.drying_minutes,
+    }
 
 
 def _spool(spool: Spool) -> dict[str, Any]:

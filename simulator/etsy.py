@@ -9,6 +9,7 @@ import copy
 import random
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -97,7 +98,11 @@ class SimulatedEtsy:
     """A context manager: inside it the server answers at `base_url`, under one lock, one request after another.
 
     `requests`, `shipments` (each a mail to a buyer) and `receipts` by id may be read, `remaining_today` also set.
+    `limit_per_second` is kept by the clock, so a clock that stands still stays in its second; None keeps none.
+    `delay_seconds` goes by before an answer to a path that ends in `delayed_path`.
     `is_locked_out` is Etsy's treatment of new applications in many countries: no address, no tracking.
+    `carriers` are the names of carriers that are taken besides "other", None takes any; `loses_tracking` marks an order
+    as shipped and forgets the code, as Etsy has done (issue 466 of etsy/open-api).
     Any redirect address is taken unless `redirect_uris` lists the registered ones. The owner consents at once.
     """
 
@@ -120,6 +125,11 @@ class SimulatedEtsy:
         self.shipments: list[Shipment] = []
         self.receipts: dict[int, Receipt] = {}
         self.limit_per_day = self.remaining_today = 10_000
+        self.limit_per_second: int | None = None
+        self.delay_seconds = 0.0
+        self.delayed_path = ""
+        self.carriers: set[str] | None = None
+        self.loses_tracking = False
         self._keystring = keystring
         self._shared_secret = shared_secret
         self._clock = clock
@@ -130,8 +140,9 @@ class SimulatedEtsy:
             clock=clock,
             randomness=random.Random(seed),
         )
+        self._second = self._in_second = 0
         self._lock = threading.Lock()
-        self._faults: deque[_Fault] = deque()
+        self._faults: deque[_Fault | None] = deque()
         self._server: BaseWSGIServer = make_server(
             host, port, self._application, threaded=True, request_handler=_QuietHandler
         )
@@ -177,16 +188,19 @@ class SimulatedEtsy:
         headers: Mapping[str, str] | None = None,
         times: int = 1,
         after_effect: bool = False,
+        skip: int = 0,
     ) -> None:
         """The next request is answered so: a text as HTML, anything else as JSON. With `after_effect` it is carried out
-        first and only its answer is lost."""
+        first and only its answer is lost; `skip` requests are answered as usual before."""
         with self._lock:
+            self._faults.extend([None] * skip)
             self._faults.extend([_Fault(status, body, dict(headers or {}), after_effect)] * times)
 
     def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)
         body = request.get_data(cache=True)
         headers = {name.lower(): value for name, value in request.headers.items()}
+        time.sleep(self.delay_seconds if request.path.endswith(self.delayed_path) else 0)
         with self._lock:
             self.requests.append(SeenRequest(request.method, request.path, request.args.to_dict(False), headers, body))
             fault = self._faults.popleft() if self._faults else None
@@ -203,6 +217,7 @@ class SimulatedEtsy:
                 return self._logins.authorize(request)
             self._check_key(request.headers.get("x-api-key"))
             self._count_call()
+            self._check_second()
             if endpoint == "token":
                 response = self._logins.token(request)
             else:
@@ -212,8 +227,8 @@ class SimulatedEtsy:
             return refusal.response
         except HTTPException as error:
             return make_response(error.code or 500, {"error": error.name})
-        response.headers["x-limit-per-second"] = "10"
-        response.headers["x-remaining-this-second"] = "9"
+        response.headers["x-limit-per-second"] = str(self.limit_per_second or 10)
+        response.headers["x-remaining-this-second"] = str((self.limit_per_second or 10) - self._in_second)
         response.headers["x-limit-per-day"] = str(self.limit_per_day)
         response.headers["x-remaining-today"] = str(self.remaining_today)
         return response
@@ -232,6 +247,14 @@ class SimulatedEtsy:
         if self.remaining_today <= 0:
             raise Refusal(429, {"error": "Exceeded the daily rate limit."}, {"retry-after": "86400"})
         self.remaining_today -= 1
+
+    def _check_second(self) -> None:
+        now = epoch_seconds(self._clock())
+        self._second, self._in_second = now, self._in_second + 1 if now == self._second else 1
+        if self.limit_per_second is None:
+            self._in_second = 1
+        elif self._in_second > self.limit_per_second:
+            raise Refusal(429, {"error": "Exceeded the rate limit per second."}, {"retry-after": "1"})
 
     def _me(self, request: Request) -> Response:
         self._logins.check_access(request, "shops_r")
@@ -318,9 +341,11 @@ class SimulatedEtsy:
         code, carrier = sent.get("tracking_code") or None, sent.get("carrier_name") or None
         if (code is None or carrier is None) and self._needs_tracking(receipt):
             raise Refusal(400, {"error": "A tracking number is required"})
+        if carrier and self.carriers is not None and carrier not in {*self.carriers, "other"}:
+            raise Refusal(400, {"error": f"Invalid carrier_name: {carrier}"})
         self._set_shipped(receipt, True)
         self._touch(receipt)
-        if code and carrier:
+        if code and carrier and not self.loses_tracking:
             receipt["shipments"].append(
                 {
                     "receipt_shipping_id": receipt_id * 10 + len(receipt["shipments"]),

@@ -22,6 +22,7 @@ PUBLIC = {
     ("/api/auth/etsy/login", "GET"),
     ("/api/auth/etsy/callback", "GET"),
     ("/api/auth/etsy/callback", "POST"),
+    ("/api/etsy/webhook", "POST"),
     ("/api/health", "GET"),
     ("/livez", "GET"),
     ("/readyz", "GET"),

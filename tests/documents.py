@@ -157,7 +157,10 @@ def column_in_words(column: sa.Column[Any]) -> str:
     """A column as DATABASE.md says it: `whole number → printers`, `grams or null`."""
     kind = column.type
     if isinstance(kind, Scaled):
-        words = {GRAMS_PLACES: "grams", MONEY_PLACES: "money", COST_PLACES: "cost", 2: "hundredths"}[kind.places]
+        words = {GRAMS_PLACES: "grams", MONEY_PLACES: "money", COST_PLACES: "cost", 2: "hundredths", 1: "°C"}[
+            kind.places
+        ]
+        words = "degrees" if column.name in ("latitude", "longitude") else words
     elif isinstance(kind, UtcDateTime):
         words = "time"
     elif isinstance(kind, sa.Enum):

@@ -32,6 +32,8 @@ IDS = {
     "connection_id": "**connection's id**",
     "cloud_account_id": "**cloud account's id**",
     "order_id": "**order's id**",
+    "order_item_id": "**order line's id**",
+    "shop_id": "**shop's id**",
     "profile_id": "**profile's id**",
     "batch_id": "**batch's id**",
     "file_id": "**file's id**",

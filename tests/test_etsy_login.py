@@ -141,10 +141,10 @@ def test_of_racing_callbacks_one_wins(shop_app: Flask) -> None:
     assert len(shops(shop_app)) == 1
 
 
-def test_a_login_not_finished_in_a_quarter_of_an_hour_is_gone(shop_app: Flask, clock: Clock) -> None:
+def test_a_login_not_finished_in_ten_minutes_is_gone(shop_app: Flask, clock: Clock) -> None:
     client = shop_app.test_client()
     returned = begin(client)
-    clock.forward(minutes=15, seconds=1)
+    clock.forward(minutes=10, seconds=1)
     assert client.post("/api/auth/etsy/callback", json=returned).json["code"] == "etsy_login_gone"
 
 

@@ -399,7 +399,10 @@ def test_a_print_that_pauses_by_itself_goes_on_at_a_person_s_word(floor: Floor) 
     assert floor.stays()["status"] == "started" and len(floor.files_of_ours()) == 1
     floor.printer.press_resume()
     floor.finish()
-    assert (floor.events(), floor.verdicts()) == (once("print.started", "print.completed"), ["accepted"])
+    assert (floor.events(), floor.verdicts()) == (
+        once("printer.fault", "print.started", "print.completed"),
+        ["accepted"],
+    )
 
 
 # Power.
@@ -481,7 +484,10 @@ def test_a_serious_fault_that_comes_and_goes_delays_the_start_and_doubles_nothin
     floor.until("started")
     time.sleep(1.0)
     floor.finish()
-    assert (floor.events(), floor.verdicts()) == (once("print.started", "print.completed"), ["accepted"])
+    assert (floor.events(), floor.verdicts()) == (
+        once("printer.fault", "print.started", "print.completed"),
+        ["accepted"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -542,7 +548,10 @@ def test_a_spool_that_runs_out_for_good_pauses_the_print_and_ends_nothing(plant:
         floor.printer.swap_spool(0, 0, Spool("PLA", "FFFFFFFF"))
         floor.printer.press_resume()
         floor.finish()
-        assert (floor.events(), floor.verdicts()) == (once("print.started", "print.completed"), ["accepted"])
+        assert (floor.events(), floor.verdicts()) == (
+            once("printer.fault", "print.started", "print.completed"),
+            ["accepted"],
+        )
 
 
 # Reports.

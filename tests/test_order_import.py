@@ -530,3 +530,42 @@ def test_a_recorded_receipts_options_and_missing_parts() -> None:
     assert (second.address["state"], second.message_from_buyer) == (None, None)
     order = read_receipt(json.loads(recent.read_text(encoding="utf-8")))
     assert (order.buyer_email, order.address["city"], order.lines[0].options) == (None, "Köln", {})
+
+
+def refund(amount: Any, divisor: Any = 100) -> dict[str, Any]:
+    return {"amount": {"amount": amount, "divisor": divisor, "currency_code": "EUR"}, "created_timestamp": 0}
+
+
+@pytest.mark.parametrize(
+    ("word", "refunds", "status", "amount", "in_part"),
+    [
+        ("Paid", [], "paid", None, False),
+        ("Paid", None, "paid", None, False),
+        ("Paid", [refund(250), refund(150)], "paid", Decimal("4"), True),
+        ("Partially Refunded", [], "paid", None, True),
+        # 12.50 and 4.90 of shipping: the word lags behind the money.
+        ("Paid", [refund(1740)], "refunded", Decimal("17.4"), False),
+        ("Partially Refunded", [refund(1740)], "refunded", Decimal("17.4"), True),
+        ("Completed", [refund(1740)], "completed", Decimal("17.4"), False),
+        ("Canceled", [refund(1740)], "canceled", Decimal("17.4"), False),
+        ("Fully Refunded", [], "refunded", None, False),
+        ("Paid", [refund(-5), refund("9"), refund(9, 0), None, {"amount": 5}], "paid", None, False),
+        ("Paid", [refund(2**63 - 1, 1)] * 3, "paid", None, False),
+        ("Open", [refund(1740)], "open", Decimal("17.4"), False),
+    ],
+)
+def test_a_refund_is_read_by_its_money_and_by_etsys_word(
+    word: str, refunds: Any, status: str, amount: Decimal | None, in_part: bool
+) -> None:
+    order = read_receipt(receipt_with(status=word, refunds=refunds))
+    assert (order.status, order.refunded_amount, order.partially_refunded) == (status, amount, in_part)
+
+
+def test_carrier_and_code_are_those_of_the_last_parcel_with_a_code() -> None:
+    parcels = [
+        {"carrier_name": "dhl", "tracking_code": "1"},
+        {"carrier_name": "Tom &amp; Sons", "tracking_code": "2"},
+        {"carrier_name": "ups", "tracking_code": ""},
+    ]
+    order = read_receipt(receipt_with(shipments=parcels))
+    assert (order.carrier_name, order.tracking_number) == ("Tom & Sons", "2")

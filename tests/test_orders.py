@@ -23,10 +23,11 @@ ORDER_FIELDS = {
     *("id", "shop_id", "customer_id", "etsy_order_id", "buyer_name", "status", "etsy_status", "partially_refunded"),
     *("production_status", "total_amount", "currency", "ship_by", "ordered_at", "shipped_at", "tracking_number"),
     *("is_gift", "gift_message", "message_from_buyer", "items", "created_at", "updated_at"),
+    *("attention", "refunded_amount", "carrier_name", "ship_error"),
 }
 ITEM_FIELDS = {
     *("id", "order_id", "etsy_transaction_id", "etsy_listing_id", "sku", "title", "quantity", "price", "currency"),
-    *("options", "personalization", "is_digital", "profile_id", "prints"),
+    *("options", "personalization", "personalization_seen_at", "is_digital", "profile_id", "prints"),
 }
 
 

@@ -17,7 +17,7 @@ MISSING_ID = 2_000_000_000
 FIELDS = {
     *("id", "product_name", "sku", "etsy_listing_id", "options", "print_file_id", "plate", "units_per_plate"),
     *("print_time_minutes", "preferred_material", "preferred_color", "nozzle_temp_c", "bed_temp_c", "print_speed_mms"),
-    *("filament_grams", "notes", "created_at", "updated_at"),
+    *("filament_grams", "shop_id", "rules", "more_plates", "notes", "created_at", "updated_at"),
 }
 SETTABLE: dict[str, Any] = {
     "product_name": "Bowl",
@@ -52,6 +52,8 @@ def test_a_profile_needs_only_a_name(farm: Farm) -> None:
         "product_name": "Vase",
         "options": {},
         "plate": 1,
+        "rules": [],
+        "more_plates": [],
         "created_at": "2026-11-21T09:00:00Z",
         "updated_at": "2026-11-21T09:00:00Z",
     }

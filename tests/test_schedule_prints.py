@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from app import create_app
 from errors import NotFound
 from etsy_api import schedule_order_prints
-from farm.planner import find_profile
+from farm.line_plates import Mappings
 from models import Order, OrderItem, OrderStatus, PrintEvent, ProductionStatus, ProductProfile, ScheduledPrint, db
 from tests.conftest import BASE_TIME, Clock, OutsideClient, settings_for
 from tests.farm_builder import Farm
@@ -545,18 +545,15 @@ def line(**fields: Any) -> OrderItem:
             2,
         ),
         (line(sku="V-1"), [profile(id=1, sku="V-1", options={"Color": "Red"})], 1),
-        # Of several that fit alike, the oldest.
-        (line(), [profile(id=9, product_name="Vase"), profile(id=4, product_name="Vase")], 4),
         (line(), [], None),
     ],
 )
 def test_a_line_finds_its_profile_by_sku_else_listing_and_options_else_exact_title(
     line: OrderItem, profiles: list[ProductProfile], wanted: int | None
 ) -> None:
-    found = find_profile(line, profiles)
-    assert (found.id if found else None) == wanted
-    found = find_profile(line, profiles[::-1])
-    assert (found.id if found else None) == wanted
+    for each in (profiles, profiles[::-1]):
+        found = [profile.id for profile in Mappings(each, {}).fitting(line, None)]
+        assert found == ([] if wanted is None else [wanted])
 
 
 def test_a_profile_made_after_the_order_is_found_when_it_is_scheduled(farm: Farm, printer_id: int) -> None:

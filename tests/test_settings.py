@@ -76,3 +76,11 @@ def test_development_makes_its_own_secrets_for_its_owner_alone(tmp_path: Path) -
     assert {path.stat().st_mode & 0o777 for path in made} == {0o600}
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     assert len({path.read_text() for path in made}) == len(made) >= 3
+
+
+def test_the_weathers_key_is_shown_to_nobody_and_goes_over_https_alone() -> None:
+    assert "OPENWEATHER_BASE_URL must begin with https://" in refusal(OPENWEATHER_BASE_URL="http://weather.example")
+    settings = Settings.from_environment(
+        {**GOOD, "OPENWEATHER_API_KEY": "QZKEYQZ", "OPENWEATHER_BASE_URL": "http://[::1]"}
+    )
+    assert "QZKEYQZ" not in repr(settings)

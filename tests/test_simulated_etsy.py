@@ -136,6 +136,20 @@ def test_the_simulator_can_lock_an_application_out_of_tracking_and_addresses(
     assert call(etsy, access_token, "GET", "/1").json()["formatted_address"] is None
 
 
+def test_the_simulator_keeps_both_limits_and_says_what_is_left(etsy: SimulatedEtsy, access_token: str) -> None:
+    etsy.limit_per_second = 3  # one of them was the login's own, in this very second
+    etsy.remaining_today = 4
+    answers = [call(etsy, access_token, "GET", "") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert [answer.headers.get("x-remaining-this-second") for answer in answers] == ["1", "0", None]
+    assert (answers[2].headers["retry-after"], answers[0].headers["x-limit-per-second"]) == ("1", "3")
+    assert [answers[0].headers[name] for name in ("x-limit-per-day", "x-remaining-today")] == ["10000", "3"]
+    etsy.limit_per_second = None
+    assert call(etsy, access_token, "GET", "").status_code == 200
+    exhausted = call(etsy, access_token, "GET", "")
+    assert (exhausted.status_code, exhausted.headers["retry-after"]) == (429, "86400")
+
+
 def with_nulls(schema: Any) -> Any:
     """OpenAPI 3.0's `nullable` in the words of JSON Schema; references stay within the document."""
     if isinstance(schema, list):

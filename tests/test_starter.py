@@ -137,7 +137,7 @@ class Bench:
             db.session.execute(sa.update(model).values(**values))
             db.session.commit()
 
-    def start(self, lease: Lease | None = None) -> int | None:
+    def start(self, lease: Lease | None = None, **more: Any) -> int | None:
         """The id of the print whose start was tried."""
         with self.farm.database():
             attempt = starter.Start(
@@ -152,6 +152,7 @@ class Bench:
                 deferred=self.deferred,
                 at_step=self.steps.append,
                 fresh_report_seconds=0.06,
+                **more,
             ).run()
             self.look_again_at = attempt.look_again_at
             return attempt.intent.print_id if attempt.intent is not None else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from werkzeug.routing import Rule
 
+from models import Shop
 from simulator import Plate, make_sliced_file
 from simulator.cloud import CloudAccount
 from tests.api_document import path_of
@@ -17,6 +19,7 @@ from tests.farm_builder import PASSWORD, Farm
 
 NEVER_USED_ID = 2**31 - 1
 _numbers = itertools.count()
+CONNECTED_AT = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class WholeFarm:
     deleted_print_id: int
     started_print_id: int
     order_id: int
+    order_item_id: int
     file_id: int
     spare_file_id: int
     profile_id: int
@@ -45,6 +49,8 @@ class WholeFarm:
     spare_batch_id: int
     cloud_account_id: int
     spare_cloud_account_id: int
+    shop_id: int
+    spare_shop_id: int
     channel_id: int
     spare_channel_id: int
     delivery_id: int
@@ -81,6 +87,7 @@ REFERENCES = {
     "id": "print_id",
     "customer_id": "order_id",
     "cloud_account_id": "cloud_account_id",
+    "shop_id": "shop_id",
 }
 # Name a place on a printer or in a file, and no row.
 NO_REFERENCES = frozenset({"ams_id", "tray_id", "plate"})
@@ -90,6 +97,7 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
     """Make everything that the API can make. `mark`: 4 to 20 letters and digits."""
     access_code, cloud_token = f"{mark}code", f"{mark}-cloud-token"
     lan = {"connection_type": "bambu_lan", "host": "192.0.2.10", "access_code": access_code}
+    assert farm.put("/api/auth/user", {"place_name": f"{mark} place"}).status_code == 200
     printer = farm.add_printer(
         f"{mark} printer",
         model=f"{mark} model",
@@ -146,6 +154,7 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
     batch, spare_batch = (
         farm.made("/api/print-batches", {"name": f"{mark} {name}", **plate}) for name in ("batch", "spare batch")
     )
+    shop_ids = [_shop(farm, mark, kind) for kind in ("main", "spare")]
     # Last, so that nothing goes out through them: they would lead out of this machine.
     channel_url = f"ntfy://{mark}-topic"
     channel = {"name": f"{mark} phone", "url": channel_url}
@@ -165,6 +174,7 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
         deleted_print_id=gone["id"],
         started_print_id=started["id"],
         order_id=order["id"],
+        order_item_id=order["items"][0]["id"],
         file_id=file["id"],
         spare_file_id=spare_file["id"],
         profile_id=profile["id"],
@@ -173,6 +183,8 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
         spare_batch_id=spare_batch["id"],
         cloud_account_id=accounts[0]["id"],
         spare_cloud_account_id=accounts[1]["id"],
+        shop_id=shop_ids[0],
+        spare_shop_id=shop_ids[1],
         channel_id=channels[0]["id"],
         spare_channel_id=channels[1]["id"],
         delivery_id=farm.get("/api/bambu/deliveries", query_string={"limit": 1}).json[0]["id"],
@@ -185,6 +197,33 @@ def fill(farm: Farm, mark: str, webhook_url: str = "http://127.0.0.1:9/hook") ->
 
 def _logged_in(farm: Farm, account: CloudAccount) -> dict[str, Any]:
     return farm.made("/api/cloud-accounts", {"account": account.account, "password": account.password})
+
+
+def _shop(farm: Farm, mark: str, kind: str) -> int:
+    """By hand: there is no Etsy here to log in at. Without a login that could be used."""
+    with farm.database() as session:
+        shop = Shop(
+            user_id=farm.user["id"],
+            etsy_shop_id=f"{mark}-{kind}",
+            etsy_user_id=f"{mark}-owner",
+            name=f"{mark} {kind} shop",
+            currency="EUR",
+            access_token_sealed="",
+            refresh_token_sealed="",
+            token_expires_at=CONNECTED_AT,
+            created_at=CONNECTED_AT,
+        )
+        session.add(shop)
+        session.commit()
+        return shop.id
+
+
+def _mapping(whole: WholeFarm) -> dict[str, Any]:
+    """The lists of a product profile, each with one entry that has all that it needs."""
+    return {
+        "rules": [{"option": "Color", "value": "Navy", "color": "#1F3A93"}],
+        "more_plates": [{"print_file_id": whole.file_id}],
+    }
 
 
 def _uploaded(farm: Farm, mark: str, minutes: int) -> dict[str, Any]:
@@ -200,6 +239,7 @@ BODIES: dict[str, Callable[[WholeFarm], dict[str, Any]]] = {
     "accounts.log_in": lambda whole: {"email": whole.farm.user["email"], "password": PASSWORD},
     "accounts.refresh": lambda whole: {"refresh_token": "none"},
     "etsy login.finish_etsy_login": lambda whole: {"code": "none", "state": "none"},
+    "etsy login.begin_login_with_own_key": lambda whole: {"keystring": "none-of-etsys", "shared_secret": "none"},
     "printers.add_printer": lambda whole: {"name": "New"},
     "printers.clear_plate": lambda whole: {"print_id": None},
     "printer actions.set_speed": lambda whole: {"level": "standard"},
@@ -240,6 +280,8 @@ BODIES: dict[str, Callable[[WholeFarm], dict[str, Any]]] = {
     },
     "orders.add_order": lambda whole: {"buyer_name": "New", "items": [{"title": "New", "quantity": 1}]},
     "orders.schedule_prints": lambda whole: {"printer_id": whole.printer_id},
+    "shipping.ship": lambda whole: {"tracking_code": "AB 12"},
     "plans.plan_prints": lambda whole: {"printer_id": whole.printer_id},
-    "product profiles.add_profile": lambda whole: {"product_name": "New"},
+    "product profiles.add_profile": lambda whole: {"product_name": "New", **_mapping(whole)},
+    "product profiles.change_profile": lambda whole: _mapping(whole),
 }
