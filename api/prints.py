@@ -156,8 +156,8 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
 
     A status is recorded; only a released print on a printer with a live link makes a machine move.
     """
-    changed = lock_print(print_id)
     status: PrintStatus | None = data.pop("status", None)
+    changed = _lock_to_move(print_id) if status else get_mine(ScheduledPrint, print_id, for_update=True)
     reason, used_grams = data.pop("failed_reason", None), data.pop("used_grams", None)
     target = changed.status if status is None else status
     _check_combination(target, status, reason, used_grams)
@@ -193,9 +193,10 @@ def change_print(data: dict[str, Any], print_id: int) -> Response:
     return json_response(body)
 
 
-def lock_print(print_id: int) -> ScheduledPrint:
-    """Theirs, with its printer locked before it as everywhere: two who take them in different orders wait for each
-    other until one is thrown out. Raises NotFound."""
+def _lock_to_move(print_id: int) -> ScheduledPrint:
+    """Theirs, with its printer locked before it: the end of a print adds to its printer's hours, and two who take both
+    in different orders wait for each other until one is thrown out. Whoever merely releases a print does not wait for
+    a look at the printer's queue. Raises NotFound."""
     owner = mine(ScheduledPrint, ScheduledPrint.printer_id).where(ScheduledPrint.id == print_id)
     if 0 < print_id <= MAX_ID:
         its_printer = mine(Printer, Printer.id).where(Printer.id == owner.scalar_subquery())
@@ -314,7 +315,7 @@ def remove_print(print_id: int) -> Response:
             _tell_printer(found, CommandKind.stop)
         except Conflict as error:
             raise UpstreamFailed(f"Nothing was changed: {error.sentence}", code="not_confirmed") from None
-    deleted = lock_print(print_id)
+    deleted = _lock_to_move(print_id)
     at = context.now()
     if not starter.take_back(deleted, now=at):
         raise _start_under_way()
@@ -343,7 +344,7 @@ def start_print(data: dict[str, Any], print_id: int) -> Response:
 
     A person may answer for single interlocks of this start by name.
     """
-    started, at = lock_print(print_id), context.now()
+    started, at = get_mine(ScheduledPrint, print_id, for_update=True), context.now()
     before = started.status, started.overrides
     if started.status is not PrintStatus.scheduled:
         move_print(started, PrintStatus.scheduled, at=at, limits=context.limits())

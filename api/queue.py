@@ -17,7 +17,7 @@ from api.lists import Listing, PageQuery, bare_page, json_response
 from api.once import once
 from api.print_schemas import COLUMNS, PrintSchema, QueueOrder, Retry, read_prints
 from api.printers import PrinterSchema, answer_printer
-from api.prints import lock_print, require_printer, say_why_it_waits
+from api.prints import require_printer, say_why_it_waits
 from api.reading import Room
 from auth import current_user_id, get_mine, mine, mine_prepared
 from errors import Conflict, NotFound
@@ -142,7 +142,7 @@ def resume_queue(printer_id: int) -> Response:
 
 def _waiting(print_id: int) -> ScheduledPrint:
     """A locked print of theirs that waits."""
-    found = lock_print(print_id)
+    found = get_mine(ScheduledPrint, print_id, for_update=True)
     if found.status not in WAITING_STATUSES:
         raise Conflict(f"A {found.status} print does not wait any more.", code="not_waiting")
     return found

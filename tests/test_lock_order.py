@@ -53,7 +53,7 @@ def test_a_report_takes_the_printer_before_its_gate(app: Flask, listening: Liste
         assert db.session.execute(sa.select(PrinterGate.plate_state)).scalar_one() is PlateState.occupied
 
 
-@pytest.mark.parametrize("act", ["recorded as started", "released", "held", "deleted"])
+@pytest.mark.parametrize("act", ["recorded as started", "deleted"])
 def test_a_person_takes_the_printer_before_its_print(
     app: Flask, farm: Farm, clock: Clock, listening: Listening, act: str
 ) -> None:
@@ -62,8 +62,6 @@ def test_a_person_takes_the_printer_before_its_print(
     def do() -> None:
         answer = {
             "recorded as started": lambda: farm.put(url, {"status": "started"}),
-            "released": lambda: farm.post(f"{url}/start"),
-            "held": lambda: farm.post(f"{url}/hold"),
             "deleted": lambda: farm.delete(url),
         }[act]()
         assert answer.status_code == 200, answer.text
