@@ -84,7 +84,9 @@ def get_filament_advice(args: dict[str, Any]) -> Response:
             PrinterConnection,
             *(PrinterConnection.printer_id, PrinterConnection.serial_number),
             *(PrinterConnection.snapshot, PrinterConnection.heard_at),
-        ).where(PrinterConnection.printer_id.in_(list(printers)))
+        )
+        .where(PrinterConnection.printer_id.in_(list(printers)))
+        .order_by(PrinterConnection.printer_id)
     ).all()
     readings = [reading for row in connections for reading in _readings(row)]
     materials = [

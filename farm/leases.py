@@ -55,7 +55,9 @@ def _insert() -> Any:
 def _say_present(owner: str, now: datetime, life: timedelta) -> None:
     statement = _insert()(WorkerPresence).values(owner=owner, seen_at=now)
     db.session.execute(statement.on_conflict_do_update(index_elements=["owner"], set_={"seen_at": now}))
-    db.session.execute(sa.delete(WorkerPresence).where(WorkerPresence.seen_at < now - life))
+    # Those that are in nobody's hands: two workers that come back at once take each other for gone.
+    gone = sa.select(WorkerPresence.owner).where(WorkerPresence.seen_at < now - life).with_for_update(skip_locked=True)
+    db.session.execute(sa.delete(WorkerPresence).where(WorkerPresence.owner.in_(gone)))
 
 
 def _count_present() -> int:

@@ -128,6 +128,8 @@ class SimulatedEtsy:
         self.limit_per_second: int | None = None
         self.delay_seconds = 0.0
         self.delayed_path = ""
+        # The paths of all requests, also of those that wait for their answer: `requests` holds the answered ones.
+        self.arrived: list[str] = []
         self.carriers: set[str] | None = None
         self.loses_tracking = False
         self._keystring = keystring
@@ -200,6 +202,7 @@ class SimulatedEtsy:
         request = Request(environ)
         body = request.get_data(cache=True)
         headers = {name.lower(): value for name, value in request.headers.items()}
+        self.arrived.append(request.path)
         time.sleep(self.delay_seconds if request.path.endswith(self.delayed_path) else 0)
         with self._lock:
             self.requests.append(SeenRequest(request.method, request.path, request.args.to_dict(False), headers, body))
