@@ -71,7 +71,6 @@ class Links:
         owner: str,
         *,
         post: Callable[[Callable[[], None]], None],
-        on_news: Callable[[], None],
         pool: Executor,
         timings: LinkTimings | None = None,
         lease_life: timedelta = LEASE,
@@ -79,8 +78,8 @@ class Links:
         parts: Parts = app.extensions["parts"]
         self._app, self._owner, self._settings, self._vault = app, owner, parts.settings, parts.vault
         self._limits, self._clock = parts.limits, parts.clock
-        self._post, self._on_news, self._pool, self._timings = post, on_news, pool, timings
-        self._recorder = Recorder(app, on_news=on_news)
+        self._post, self._pool, self._timings = post, pool, timings
+        self._recorder = Recorder(app)
         self._cloud = CloudLinks(app, self._recorder, post=post, pool=pool, timings=timings)
         self._by_connection: dict[int, Held] = {}
         self._leases: dict[str, Lease] = {}
@@ -209,10 +208,10 @@ class Links:
         if held is None or answer.submission_id is None:
             return
         with self._app.app_context():
-            printer = db.session.get_one(Printer, held.printer_id)
+            # As with a report: the printer is locked before its gate and its print.
+            printer = db.session.get_one(Printer, held.printer_id, with_for_update={"key_share": True})
             tracker.apply_answer(printer, answer, now=self._clock(), limits=self._limits)
             db.session.commit()
-        self._on_news()
 
     def seconds_to_settling(self, at_most: float) -> float:
         """See `Recorder.seconds_to_settling`."""

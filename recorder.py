@@ -5,7 +5,7 @@ However a printer is reached, what it says ends here, in the worker's one thread
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -67,11 +67,10 @@ class Watched:
 class Recorder:
     """Every method runs in the worker's own thread."""
 
-    def __init__(self, app: Flask, *, on_news: Callable[[], None]) -> None:
+    def __init__(self, app: Flask) -> None:
         parts: Parts = app.extensions["parts"]
         self._app, self._limits, self._clock = app, parts.limits, app.extensions["clock"]
         self._interval = timedelta(seconds=parts.settings.status_interval_seconds)
-        self._on_news = on_news
         # The earliest of the moments at which time alone changes what some printer's state means.
         self._settles_next: datetime | None = None
 
@@ -147,14 +146,11 @@ class Recorder:
                 watched.print_name = ours.job_name if ours else None
             spools = _spools_of(printer, watched)
             complaints = faults.raise_faults(printer, watched.state, watched.complaints, at=self._clock())
-            has_news = bool(db.session.new or db.session.dirty)
             self._save([watched])
             db.session.commit()
         watched.complaints = complaints
         if watched.spools is None:
             watched.spools, watched.spools_moved_at = spools, watched.heard_at
-        if has_news:
-            self._on_news()
 
     def seconds_to_settling(self, at_most: float) -> float:
         """How long nothing settles by time alone."""
@@ -218,7 +214,6 @@ class Recorder:
                     spool_changes.tell_changes(printer, changed, at=now)
                     self._save([watched])
                     db.session.commit()
-            self._on_news()
         watched.spools, watched.spools_moved_at = spool_changes.after(watched.spools, seen), None
 
     def _let_go(self, watched: Watched, now: datetime) -> None:
@@ -235,10 +230,8 @@ class Recorder:
     def tell_lasting(self) -> None:
         """What lasts although no report tells it: a printer that stays away, a print that goes on waiting."""
         with self._app.app_context():
-            told = alerts.tell_lasting(at=self._clock())
+            alerts.tell_lasting(at=self._clock())
             db.session.commit()
-        if told:
-            self._on_news()
 
     def save_snapshots(self, everything: Iterable[Watched]) -> None:
         """Write down what was heard, for every web process to read: all printers in one transaction, each not more

@@ -87,7 +87,6 @@ class Worker:
             app,
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"[-64:],
             post=self._inbox.put,
-            on_news=lambda: None,
             pool=self._pool,
             timings=timings,
             lease_life=lease_life,

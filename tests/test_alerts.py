@@ -61,7 +61,7 @@ class Heard:
 
     def restart(self) -> None:
         """Another worker, or the same one anew: it knows what the rows tell."""
-        self.recorder = Recorder(self.app, on_news=lambda: None)
+        self.recorder = Recorder(self.app)
         self.watched = Watched(
             connection_id=self.connection_id,
             printer_id=self.printer_id,
@@ -229,7 +229,7 @@ def test_one_whose_connection_was_removed_is_forgotten_in_silence(heard: Heard) 
 def test_two_workers_that_look_at_once_tell_it_once(heard: Heard) -> None:
     heard.link(LinkStatus.offline, "it is gone")
     heard.clock.now += OFFLINE_LASTS
-    other = Recorder(heard.app, on_news=lambda: None)
+    other = Recorder(heard.app)
     heard.recorder.tell_lasting()
     other.tell_lasting()
     assert heard.kinds == ["printer.offline"]

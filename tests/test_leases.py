@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 
 from farm.leases import LEASE, Lease, keep_leases, release_leases, still_holds
-from models import db
+from models import WorkerPresence, db
 from tests.conftest import Clock
 
 SERIALS = [f"01P00A{number:09}" for number in range(10)]
@@ -95,3 +96,18 @@ def test_workers_that_race_for_free_printers_never_get_the_same_one(app: Flask, 
         thread.join()
     assert sorted(lease.serial_number for lease in won) == sorted({lease.serial_number for lease in won})
     assert len(won) == len(SERIALS)
+
+
+def test_a_worker_that_is_just_being_written_down_is_not_taken_for_gone(session: object, clock: Clock) -> None:
+    """Two that come back at once would wait for each other, and PostgreSQL throw one of them out."""
+    if db.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has one lock for all")
+    held("a", clock)
+    clock.forward(seconds=LEASE.total_seconds() + 1)
+    with db.engine.connect() as other:
+        other.execute(sa.select(WorkerPresence).where(WorkerPresence.owner == "a").with_for_update()).all()
+        held("b", clock)
+        assert set(db.session.execute(sa.select(WorkerPresence.owner)).scalars()) == {"a", "b"}
+        other.rollback()
+    held("b", clock)
+    assert list(db.session.execute(sa.select(WorkerPresence.owner)).scalars()) == ["b"]

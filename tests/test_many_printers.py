@@ -45,7 +45,7 @@ class Listening:
             connection_type="bambu_lan", host="192.0.2.7", serial_number="01P00A1", access_code="12345678"
         )
         self.farm, self.clock, self.connection_id = farm, clock, printer["connection_id"]
-        self.recorder = Recorder(app, on_news=lambda: None)
+        self.recorder = Recorder(app)
         self.watched = Watched(
             connection_id=self.connection_id, printer_id=printer["id"], version=1, lease=Lease("01P00A1", "test", 1)
         )

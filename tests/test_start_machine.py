@@ -80,7 +80,7 @@ class World:
         self.file_id = self.farm.add_file()["id"]
         parts = app.extensions["parts"]
         self.limits, self.rules = parts.limits, StartRules.from_settings(parts.settings)
-        self.recorder = Recorder(app, on_news=lambda: None)
+        self.recorder = Recorder(app)
         self.stopping = threading.Event()
         self.starts = Starts(app, run=self._run_at_once, is_stopping=self.stopping)
         self.seen: Counter[str] = Counter()

@@ -72,7 +72,7 @@ def settle(farm: Farm, **fields: Any) -> dict[str, Any]:
 
 def hear_of(farm: Farm, printer: dict[str, Any], clock: Clock, *units: Unit) -> None:
     """That printer's worker writes down a report with these AMS."""
-    recorder = Recorder(farm.app, on_news=lambda: None)
+    recorder = Recorder(farm.app)
     watched = Watched(
         connection_id=printer["connection_id"], printer_id=printer["id"], version=1, lease=Lease("01P00A1", "test", 1)
     )
