@@ -77,7 +77,7 @@ class Links:
     ) -> None:
         parts: Parts = app.extensions["parts"]
         self._app, self._owner, self._settings, self._vault = app, owner, parts.settings, parts.vault
-        self._limits, self._clock = parts.limits, parts.clock
+        self._clock = parts.clock
         self._post, self._pool, self._timings = post, pool, timings
         self._recorder = Recorder(app)
         self._cloud = CloudLinks(app, self._recorder, post=post, pool=pool, timings=timings)
@@ -205,13 +205,8 @@ class Links:
 
     def _answered(self, key: tuple[int, int], answer: Answer) -> None:
         held = self._current(key)
-        if held is None or answer.submission_id is None:
-            return
-        with self._app.app_context():
-            # As with a report: the printer is locked before its gate and its print.
-            printer = db.session.get_one(Printer, held.printer_id, with_for_update={"key_share": True})
-            tracker.apply_answer(printer, answer, now=self._clock(), limits=self._limits)
-            db.session.commit()
+        if held is not None and answer.submission_id is not None:
+            self._recorder.answered(held, answer)
 
     def seconds_to_settling(self, at_most: float) -> float:
         """See `Recorder.seconds_to_settling`."""

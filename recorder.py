@@ -15,7 +15,7 @@ import structlog
 from flask import Flask
 
 from api.context import Parts
-from bambu_client import LinkStatus
+from bambu_client import Answer, LinkStatus
 from bambu_report import ACTIVE, PrinterState
 from farm import alerts, faults, spool_changes, tracker
 from farm.leases import Lease
@@ -151,6 +151,14 @@ class Recorder:
         watched.complaints = complaints
         if watched.spools is None:
             watched.spools, watched.spools_moved_at = spools, watched.heard_at
+
+    def answered(self, watched: Watched, answer: Answer) -> None:
+        """What the printer's word on a start means for it."""
+        with self._app.app_context():
+            # As with a report: the printer is locked before its gate and its print.
+            printer = db.session.get_one(Printer, watched.printer_id, with_for_update={"key_share": True})
+            tracker.apply_answer(printer, answer, now=self._clock(), limits=self._limits)
+            db.session.commit()
 
     def seconds_to_settling(self, at_most: float) -> float:
         """How long nothing settles by time alone."""

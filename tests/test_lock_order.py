@@ -8,22 +8,31 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, g
 
+from auth import get_mine
+from bambu_client import Answer
 from farm.gates import locked_gate
-from models import PlateState, Printer, PrinterGate, ScheduledPrint, db
+from farm.leases import Lease
+from models import IntentState, PlateState, Printer, PrinterGate, ScheduledPrint, db
+from recorder import Recorder, Watched
 from tests.conftest import Clock
 from tests.farm_builder import Farm
 from tests.test_many_printers import Listening
+from tests.test_starter import SERIAL, Bench
 
 IS_ANYBODY_WAITING = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
 
 @pytest.fixture
-def listening(app: Flask, farm: Farm, clock: Clock) -> Listening:
+def on_postgresql(app: Flask) -> None:
     with app.app_context():
         if db.engine.dialect.name != "postgresql":
             pytest.skip("SQLite has one lock for all")
+
+
+@pytest.fixture
+def listening(app: Flask, farm: Farm, clock: Clock, on_postgresql: None) -> Listening:
     return Listening(app, farm, clock)
 
 
@@ -67,3 +76,27 @@ def test_a_person_takes_the_printer_before_its_print(
         assert answer.status_code == 200, answer.text
 
     takes_the_printer_first(app, do, sa.select(ScheduledPrint.id))
+
+
+def test_what_is_locked_is_read_as_it_stands_then(app: Flask, farm: Farm) -> None:
+    """Whatever was read before the lock: somebody may have changed it while one waited."""
+    print_id = farm.add_print(farm.add_printer()["id"])["id"]
+    with app.test_request_context():
+        g.user_id = farm.user["id"]
+        assert get_mine(ScheduledPrint, print_id).priority == 0
+        with db.engine.begin() as somebody:
+            somebody.execute(sa.update(ScheduledPrint.__table__).values(priority=7))
+        assert get_mine(ScheduledPrint, print_id, for_update=True).priority == 7
+        db.session.rollback()
+
+
+def test_a_refusal_takes_the_printer_before_its_print(
+    app: Flask, farm: Farm, clock: Clock, on_postgresql: None
+) -> None:
+    bench = Bench(farm, clock)
+    bench.start()
+    (order,) = bench.link.published
+    refusal = Answer("project_file", "20001", False, "0x05004003", "busy", str(order.submission_id))
+    watched = Watched(connection_id=0, printer_id=bench.printer_id, version=1, lease=Lease(SERIAL, "test", 1))
+    takes_the_printer_first(app, lambda: Recorder(app).answered(watched, refusal), sa.select(ScheduledPrint.id))
+    assert bench.intents() == [IntentState.refused]
