@@ -83,10 +83,11 @@ def test_what_is_locked_is_read_as_it_stands_then(app: Flask, farm: Farm) -> Non
     print_id = farm.add_print(farm.add_printer()["id"])["id"]
     with app.test_request_context():
         g.user_id = farm.user["id"]
-        assert get_mine(ScheduledPrint, print_id).priority == 0
+        before = get_mine(ScheduledPrint, print_id)
+        assert before.priority == 0
         with db.engine.begin() as somebody:
             somebody.execute(sa.update(ScheduledPrint.__table__).values(priority=7))
-        assert get_mine(ScheduledPrint, print_id, for_update=True).priority == 7
+        assert get_mine(ScheduledPrint, print_id, for_update=True) is before and before.priority == 7
         db.session.rollback()
 
 
