@@ -46,6 +46,9 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """A live connection never ends by itself: on SIGTERM its client is sent away, else the process waited for it."""
+    from app import spare_what_stays
+
+    spare_what_stays()
     live = worker.wsgi.extensions["live"]
 
     def send_away_and(then: Any) -> Any:

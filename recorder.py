@@ -20,7 +20,7 @@ from bambu_report import ACTIVE, PrinterState
 from farm import alerts, faults, spool_changes, tracker
 from farm.leases import Lease
 from farm.status import snapshot_of
-from models import ConnectionStatus, Printer, PrinterConnection, ScheduledPrint, db
+from models import ConnectionStatus, Printer, PrinterConnection, db
 
 log = structlog.get_logger()
 
@@ -128,11 +128,11 @@ class Recorder:
             return
         with self._app.app_context():
             # First of all locks, as everywhere: the printer, its gate, the print, the start.
-            printer = db.session.get(Printer, watched.printer_id, with_for_update={"key_share": True})
+            printer = db.session.execute(LOCKED_PRINTER, {"printer": watched.printer_id}).scalar_one_or_none()
             if printer is None or printer.deleted_at is not None:
                 return
             before = watched.current_print_id
-            watched.current_print_id = tracker.apply(
+            ours = tracker.apply(
                 printer,
                 watched.state,
                 in_state_since=watched.in_state_since,
@@ -141,9 +141,9 @@ class Recorder:
                 now=self._clock(),
                 limits=self._limits,
             )
+            watched.current_print_id = ours.id if ours is not None else None
             if watched.current_print_id != before:
-                ours = db.session.get(ScheduledPrint, watched.current_print_id) if watched.current_print_id else None
-                watched.print_name = ours.job_name if ours else None
+                watched.print_name = ours.job_name if ours is not None else None
             spools = _spools_of(printer, watched)
             complaints = faults.raise_faults(printer, watched.state, watched.complaints, at=self._clock())
             self._save([watched])
@@ -156,7 +156,7 @@ class Recorder:
         """What the printer's word on a start means for it."""
         with self._app.app_context():
             # As with a report: the printer is locked before its gate and its print.
-            printer = db.session.get_one(Printer, watched.printer_id, with_for_update={"key_share": True})
+            printer = db.session.execute(LOCKED_PRINTER, {"printer": watched.printer_id}).scalar_one()
             tracker.apply_answer(printer, answer, now=self._clock(), limits=self._limits)
             db.session.commit()
 
@@ -288,6 +288,7 @@ def _must_tell(watched: Watched, since: datetime, now: datetime) -> bool:
     return not is_told and (asked_at is None or asked_at <= since or now - asked_at >= ASK_AGAIN)
 
 
+LOCKED_PRINTER = sa.select(Printer).where(Printer.id == sa.bindparam("printer")).with_for_update(key_share=True)
 SAVE_SNAPSHOT = (
     sa.update(PrinterConnection.__table__)
     .where(

@@ -28,7 +28,7 @@ from flask import Flask
 from werkzeug.serving import make_server
 
 from api.context import Parts
-from app import configure_logging, create_app
+from app import configure_logging, create_app, spare_what_stays
 from bambu_client import LinkTimings
 from bell import Bell, NotifyListener, Rung
 from courier import Courier
@@ -229,6 +229,7 @@ def main() -> None:
     worker = Worker(app)
     worker.start()
     health = serve_health(worker, settings)
+    spare_what_stays()
     log.info("worker_running", health_port=health.server_port)
     stop.wait()
     worker.stop()

@@ -29,7 +29,7 @@ import requests
 import structlog
 from werkzeug.serving import make_server
 
-from app import create_app
+from app import create_app, spare_what_stays
 from bench.measure import percentiles
 from bench.printers import process
 from settings import Settings
@@ -238,6 +238,7 @@ def serve(role: str, folder: str, url: str) -> None:
             worker = Worker(app, at_step=tell)
             worker.start()
             stack.callback(worker.stop)
+        spare_what_stays()
         print(port, flush=True)
         stop.wait()
 

@@ -7,32 +7,54 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models import MAX_ID, PlateState, Printer, PrinterGate, db
+from models import MAX_ID, PlateState, Printer, PrinterConnection, PrinterGate, db
 
 # Ids go on rising even after a database was restored from a backup: the printer may still report an older start's.
 IDS_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
+# Made once, for these run with every report that tells something new.
+_LOCKED = sa.select(PrinterGate).with_for_update().execution_options(populate_existing=True)
+LOCKED_GATE = _LOCKED.where(PrinterGate.serial_number == sa.bindparam("serial"))
+LOCKED_GATE_OF = _LOCKED.where(
+    PrinterGate.serial_number
+    == sa.select(PrinterConnection.serial_number)
+    .where(PrinterConnection.printer_id == sa.bindparam("printer"))
+    .scalar_subquery()
+)
+PLATE_STATE_OF = (
+    sa.select(PrinterGate.plate_state)
+    .join(PrinterConnection, PrinterConnection.serial_number == PrinterGate.serial_number)
+    .where(PrinterConnection.printer_id == sa.bindparam("printer"))
+)
+
 
 def locked_gate(serial_number: str) -> PrinterGate:
     """A printer's gate, locked until the transaction ends; made when there is none yet."""
+    found = db.session.execute(LOCKED_GATE, {"serial": serial_number}).scalar_one_or_none()
+    if found is not None:
+        return found
     insert = postgresql.insert if db.engine.dialect.name == "postgresql" else sqlite.insert
     db.session.execute(
         insert(PrinterGate)
         .values(serial_number=serial_number, epoch=0, plate_state=PlateState.unknown, last_submission_id=0)
         .on_conflict_do_nothing()
     )
-    return db.session.execute(
-        sa.select(PrinterGate)
-        .where(PrinterGate.serial_number == serial_number)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).scalar_one()
+    return db.session.execute(LOCKED_GATE, {"serial": serial_number}).scalar_one()
 
 
 def gate_of(printer: Printer) -> PrinterGate | None:
     """The locked gate of a printer that has a serial number, else None."""
+    found = db.session.execute(LOCKED_GATE_OF, {"printer": printer.id}).scalar_one_or_none()
+    if found is not None:
+        return found
     connection = printer.connection
     return locked_gate(connection.serial_number) if connection is not None and connection.serial_number else None
+
+
+def plate_state_of(printer: Printer) -> PlateState:
+    """What lies there as far as anybody knows, without a lock."""
+    found = db.session.execute(PLATE_STATE_OF, {"printer": printer.id}).scalar_one_or_none()
+    return found or PlateState.unknown
 
 
 def next_submission_id(gate: PrinterGate, now: datetime) -> int:

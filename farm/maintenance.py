@@ -13,6 +13,12 @@ from models import Printer, PrinterAlert, PrintEvent, ScheduledPrint, db
 
 SECONDS_PER_HOUR = 3600
 PRINTERS = Printer.__table__
+ADD_HOURS = (
+    sa.update(PRINTERS)
+    .where(PRINTERS.c.id == sa.bindparam("printer"))
+    .values(hours_since_maintenance=PRINTERS.c.hours_since_maintenance + sa.bindparam("hours"))
+    .returning(PRINTERS.c.hours_since_maintenance, PRINTERS.c.maintenance_every_hours)
+)
 
 
 def count_hours(ended: ScheduledPrint, *, at: datetime) -> None:
@@ -22,12 +28,7 @@ def count_hours(ended: ScheduledPrint, *, at: datetime) -> None:
         return
     hours = Decimal((ended.completed_at - ended.started_at).total_seconds()) / SECONDS_PER_HOUR
     # Past the objects: it changes nothing of what may start, for which a changed printer is looked at.
-    counted = db.session.connection().execute(
-        sa.update(PRINTERS)
-        .where(PRINTERS.c.id == ended.printer_id)
-        .values(hours_since_maintenance=PRINTERS.c.hours_since_maintenance + hours)
-        .returning(PRINTERS.c.hours_since_maintenance, PRINTERS.c.maintenance_every_hours)
-    )
+    counted = db.session.connection().execute(ADD_HOURS, {"printer": ended.printer_id, "hours": hours})
     after, every = counted.one()
     tell_if_due(ended.user_id, ended.printer_id, after, every, at=at)
 

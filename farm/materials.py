@@ -1,6 +1,6 @@
 """Spools: their stages, and the ledger that books every gram.
 
-Functions here change rows of the open session and flush; the caller commits.
+Functions here change rows of the open session and, if they do not say otherwise, flush; the caller commits.
 """
 
 from __future__ import annotations
@@ -33,6 +33,24 @@ if TYPE_CHECKING:
 
 NOTHING = Decimal(0)
 MILLIGRAM = Decimal("0.001")
+# Made once, for these run with every print that ends.
+LIVE_SPOOLS = (
+    sa.select(BambuMaterial)
+    .where(
+        BambuMaterial.user_id == sa.bindparam("user"),
+        BambuMaterial.printer_id == sa.bindparam("printer"),
+        BambuMaterial.removed_at.is_(None),
+    )
+    .order_by(BambuMaterial.id)
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
+STARTED_FROM = (
+    sa.select(StartIntent.mapping)
+    .where(StartIntent.print_id == sa.bindparam("print"), StartIntent.confirmed_at.is_not(None))
+    .order_by(StartIntent.id.desc())
+    .limit(1)
+)
 GRAMS_PER_KG = Decimal(1000)
 
 
@@ -137,42 +155,31 @@ def correct_spool(
     if after != before:
         _book(material, LedgerKind.corrected, after - before, at=at)
     _settle_stage(material, at=at, limits=limits)
+    db.session.flush()
 
 
 def use_filament(
     material: BambuMaterial, grams: Decimal, *, of_print: ScheduledPrint, at: datetime, limits: StageLimits
 ) -> Decimal | None:
-    """Book a print's grams on a spool and return their cost. More than there was ends at 0, and the ledger says so."""
-    locked = db.session.execute(
-        sa.select(BambuMaterial)
-        .where(BambuMaterial.id == material.id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).scalar_one()
+    """Book a print's grams on a spool that `shares_of` has locked, and return their cost. More than there was ends at
+    0, and the ledger says so. Does not flush."""
     grams = whole_milligrams(grams)
-    taken = min(grams, locked.remaining_grams)
-    cost = cost_of(grams, locked.cost_per_kg)
-    locked.remaining_grams -= taken
-    locked.updated_at = at
-    _book(locked, LedgerKind.used, -taken, wanted=grams if grams > taken else None, cost=cost, of_print=of_print, at=at)
-    _settle_stage(locked, at=at, limits=limits)
+    taken = min(grams, material.remaining_grams)
+    cost = cost_of(grams, material.cost_per_kg)
+    material.remaining_grams -= taken
+    material.updated_at = at
+    wanted = grams if grams > taken else None
+    _book(material, LedgerKind.used, -taken, wanted=wanted, cost=cost, of_print=of_print, at=at)
+    _settle_stage(material, at=at, limits=limits)
     return cost
 
 
 def shares_of(of_print: ScheduledPrint, grams: Decimal) -> list[tuple[BambuMaterial, Decimal]]:
     """Which spools a print used, and how much of each: as it was started, else from its slot, else from the only live
-    spool of its type. Several filaments share the grams as the slicer reckoned them."""
-    live = (
-        db.session.execute(
-            sa.select(BambuMaterial).where(
-                BambuMaterial.user_id == of_print.user_id,
-                BambuMaterial.printer_id == of_print.printer_id,
-                BambuMaterial.removed_at.is_(None),
-            )
-        )
-        .scalars()
-        .all()
-    )
+    spool of its type. Several filaments share the grams as the slicer reckoned them. The printer's spools are locked
+    from here on."""
+    wanted_of = {"user": of_print.user_id, "printer": of_print.printer_id}
+    live = db.session.execute(LIVE_SPOOLS, wanted_of).scalars().all()
     by_place = {(material.ams_id, material.tray_id): material for material in live}
     fed = _places_started_from(of_print)
     if len(fed) > 1:
@@ -190,12 +197,7 @@ def shares_of(of_print: ScheduledPrint, grams: Decimal) -> list[tuple[BambuMater
 
 def _places_started_from(of_print: ScheduledPrint) -> dict[int, tuple[int, int]]:
     """By filament of the slicer's list, from 1: where it was fed from."""
-    mapping = db.session.execute(
-        sa.select(StartIntent.mapping)
-        .where(StartIntent.print_id == of_print.id, StartIntent.confirmed_at.is_not(None))
-        .order_by(StartIntent.id.desc())
-        .limit(1)
-    ).scalar_one_or_none()
+    mapping = db.session.execute(STARTED_FROM, {"print": of_print.id}).scalar_one_or_none()
     return {number: (place[0], place[1]) for number, place in enumerate(mapping or [], 1) if place is not None}
 
 
@@ -257,7 +259,6 @@ def _settle_stage(material: BambuMaterial, *, at: datetime, limits: StageLimits)
         _announce(material, f"material.{stage}", at)
     if stage is Stage.depleted:
         material.removed_at = at
-    db.session.flush()
 
 
 def announce_change(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -9,7 +10,15 @@ import notifications
 from farm import maintenance
 from farm.materials import StageLimits, shares_of, use_filament
 from farm.orders import settle_production_status
-from models import ENDED_STATUSES, WAITING_STATUSES, PrintEvent, PrintStatus, ScheduledPrint, db
+from models import (
+    ENDED_STATUSES,
+    WAITING_STATUSES,
+    BambuMaterial,
+    PrintEvent,
+    PrintStatus,
+    ScheduledPrint,
+    db,
+)
 
 
 def move_print(
@@ -29,9 +38,12 @@ def move_print(
     if moved.status is status:
         return None
     before = moved.status
+    grams = used_grams if used_grams is not None or status is not PrintStatus.completed else moved.estimated_grams
+    # Read before anything is changed: then all of it is written in one go.
+    shares = shares_of(moved, grams) if status in ENDED_STATUSES and grams else []
     event = moved.move_to(status, at=at, reason=reason)
     if status in ENDED_STATUSES:
-        _book_filament(moved, event, used_grams, at=at, limits=limits)
+        _book_filament(moved, event, grams, shares, at=at, limits=limits)
     if not {before, status} <= {*WAITING_STATUSES}:
         # To an order a print that waits is a print that waits.
         settle_production_status(moved.user_id, moved.order_id, at=at)
@@ -42,18 +54,21 @@ def move_print(
 
 
 def _book_filament(
-    ended: ScheduledPrint, event: PrintEvent, used_grams: Decimal | None, *, at: datetime, limits: StageLimits
+    ended: ScheduledPrint,
+    event: PrintEvent,
+    grams: Decimal | None,
+    shares: Sequence[tuple[BambuMaterial, Decimal]],
+    *,
+    at: datetime,
+    limits: StageLimits,
 ) -> None:
-    grams = used_grams
-    if grams is None and ended.status is PrintStatus.completed:
-        grams = ended.estimated_grams
     if grams is None:
         if ended.status is PrintStatus.completed:
             event.details = {"filament": "not booked: neither used nor estimated grams are known"}
         return
     ended.used_grams = grams
     booked, costs = [], []
-    for spool, share in shares_of(ended, grams) if grams > 0 else ():
+    for spool, share in shares:
         costs.append(use_filament(spool, share, of_print=ended, at=at, limits=limits))
         booked.append({"material_id": spool.id, "grams": float(share)})
     if not booked:

@@ -18,7 +18,7 @@ from bambu_client import Answer, explain
 from bambu_report import ACTIVE, PrinterActivity, PrinterState
 from farm.alerts import UNCONFIRMED, needs_person
 from farm.command_proof import came_true
-from farm.gates import clear, gate_of, occupy
+from farm.gates import clear, gate_of, occupy, plate_state_of
 from farm.materials import StageLimits
 from farm.moves import move_print
 from models import (
@@ -52,6 +52,31 @@ STOPPED_BY_PERSON = "stopped by a person"
 AWAITING = (IntentState.published, IntentState.unknown)
 # Written out in the statement: a partial index serves only a condition that names its values.
 AWAITED: sa.BindParameter[Any] = sa.bindparam("awaited", list(AWAITING), expanding=True, literal_execute=True)
+# Made once, for these run with every report that tells something new.
+NAMED_START = sa.select(StartIntent.id, StartIntent.print_id).where(
+    StartIntent.printer_id == sa.bindparam("printer"),
+    StartIntent.submission_id == sa.bindparam("submission"),
+    StartIntent.published_at.is_not(None),
+)
+OTHER_STARTS = sa.select(StartIntent.id).where(
+    StartIntent.printer_id == sa.bindparam("printer"),
+    StartIntent.ended_at.is_(None),
+    StartIntent.state.in_((*AWAITING, IntentState.confirmed)),
+    StartIntent.id != sa.bindparam("named"),
+)
+LOCKED_PRINT = (
+    sa.select(ScheduledPrint)
+    .where(ScheduledPrint.id == sa.bindparam("print"))
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
+START = sa.select(StartIntent).where(StartIntent.id == sa.bindparam("start")).execution_options(populate_existing=True)
+SENT_COMMANDS = sa.select(PrinterCommand.id).where(
+    PrinterCommand.printer_id == sa.bindparam("printer"),
+    PrinterCommand.state == CommandState.sent,
+    # A test of the connection is answered by what it finds, not by a report.
+    PrinterCommand.kind != CommandKind.test,
+)
 # A person recorded the end of a print, and its printer has nothing new to say: its start has ended all the same.
 ENDED_BY_HAND = (
     sa.select(StartIntent.printer_id)
@@ -74,8 +99,8 @@ def apply(
     limits: StageLimits,
     told_whole_at: datetime | None = None,
     is_whole: bool = True,
-) -> int | None:
-    """What a printer's present state means; returns the id of the print of ours that it concerns. The caller commits.
+) -> ScheduledPrint | None:
+    """What a printer's present state means; returns the print of ours that it concerns. The caller commits.
 
     `in_state_since`: when the state's activity was first heard; `told_whole_at`: when a full report was heard last, now
     if not given. `is_whole`: a full report came since the printer is at work; before, a part may be missing that tells
@@ -84,19 +109,18 @@ def apply(
     if not state.known:
         return None
     settled_for = now - in_state_since
-    intent = _intent_of(printer, state)
-    ours = _locked_print_of(intent) if intent is not None else None
+    intent, ours = _named_by(printer, state)
     _see_plate(printer, state, ours)
     if intent is not None and ours is not None:
         if state.state in ACTIVE:
-            _confirm(intent, ours, now=now, limits=limits)
+            _confirm(intent, ours, state, now=now, limits=limits)
             ours.needs_look = None
         elif state.state in (PrinterActivity.finished, PrinterActivity.failed):
             if _ended_while_away(intent, state, now):
-                _confirm(intent, ours, now=now, limits=limits, was_seen=False)
+                _confirm(intent, ours, state, now=now, limits=limits, was_seen=False)
             _end(intent, ours, state, settled_for=settled_for, now=now, limits=limits)
-        if ours.status is PrintStatus.started and state.progress_percent is not None:
-            ours.progress_percent = max(0, min(100, state.progress_percent))
+        if ours.status is PrintStatus.started:
+            _note_progress(ours, state)
     if is_whole or state.state not in ACTIVE:
         _see_foreign_print(printer, state, intent, now)
         _miss_ours(
@@ -104,7 +128,7 @@ def apply(
         )
     _settle_commands(printer, state, now)
     is_current = ours is not None and (ours.status is PrintStatus.started or state.state in ACTIVE)
-    return ours.id if is_current and ours is not None else None
+    return ours if is_current else None
 
 
 def settling_moments(state: PrinterState, in_state_since: datetime) -> list[datetime]:
@@ -113,33 +137,34 @@ def settling_moments(state: PrinterState, in_state_since: datetime) -> list[date
     return [in_state_since + wait for wait in waits]
 
 
-def _intent_of(printer: Printer, state: PrinterState) -> StartIntent | None:
-    """The start of ours that the printer's report names."""
+def _named_by(printer: Printer, state: PrinterState) -> tuple[StartIntent, ScheduledPrint] | tuple[None, None]:
+    """The start of ours that the printer's report names, with its locked print."""
     text = state.submission_id or ""
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) <= MAX_ID):
-        return None
-    return db.session.execute(
-        sa.select(StartIntent).where(
-            StartIntent.printer_id == printer.id,
-            StartIntent.submission_id == int(text),
-            StartIntent.published_at.is_not(None),
-        )
-    ).scalar_one_or_none()
+        return None, None
+    found = db.session.execute(NAMED_START, {"printer": printer.id, "submission": int(text)}).one_or_none()
+    return _locked(found.id, found.print_id) if found is not None else (None, None)
+
+
+def _locked(start_id: int, print_id: int) -> tuple[StartIntent, ScheduledPrint]:
+    """The print first, then the start as it stands: whoever held the lock, a person or the starter, may have ended it
+    meanwhile."""
+    of_print = db.session.execute(LOCKED_PRINT, {"print": print_id}).scalar_one()
+    return db.session.execute(START, {"start": start_id}).scalar_one(), of_print
 
 
 def _locked_print_of(intent: StartIntent) -> ScheduledPrint:
-    """And the start as it stands then: whoever held the lock, a person or the starter, may have ended it meanwhile."""
-    of_print = db.session.get_one(ScheduledPrint, intent.print_id, with_for_update=True)
-    db.session.refresh(intent)
-    return of_print
+    return _locked(intent.id, intent.print_id)[1]
 
 
 def _see_plate(printer: Printer, state: PrinterState, ours: ScheduledPrint | None) -> None:
     """Occupied from the first sign of any print, and on first contact: nobody can say what lies there."""
-    known = printer.plate_state
-    has_printed = state.state in ACTIVE or (known is PlateState.clear and _has_printed_unheard(printer, state))
-    if known is not PlateState.unknown and not has_printed:
-        return
+    has_printed = state.state in ACTIVE
+    if not has_printed:
+        known = plate_state_of(printer)
+        has_printed = known is PlateState.clear and _has_printed_unheard(printer, state)
+        if known is not PlateState.unknown and not has_printed:
+            return
     gate = gate_of(printer)
     if gate is None:
         return
@@ -171,15 +196,28 @@ def _is_print_of_another_account(gate: PrinterGate, printer: Printer) -> bool:
 
 
 def _confirm(
-    intent: StartIntent, ours: ScheduledPrint, *, now: datetime, limits: StageLimits, was_seen: bool = True
+    intent: StartIntent,
+    ours: ScheduledPrint,
+    state: PrinterState,
+    *,
+    now: datetime,
+    limits: StageLimits,
+    was_seen: bool = True,
 ) -> None:
     if intent.state not in AWAITING:
         return
     intent.state, intent.confirmed_at = IntentState.confirmed, now
     if ours.status in (PrintStatus.queued, PrintStatus.scheduled):
+        # With the move, so that the row is written once.
+        _note_progress(ours, state)
         event = move_print(ours, PrintStatus.started, at=now, limits=limits)
         if event is not None and not was_seen:
             event.details = {**event.details, "duration": "not known: nobody listened while it was printed"}
+
+
+def _note_progress(ours: ScheduledPrint, state: PrinterState) -> None:
+    if state.progress_percent is not None:
+        ours.progress_percent = max(0, min(100, state.progress_percent))
 
 
 def _ended_while_away(intent: StartIntent, state: PrinterState, now: datetime) -> bool:
@@ -254,15 +292,9 @@ def _miss_ours(
     limits: StageLimits,
 ) -> None:
     """Starts of ours that the printer should know of and does not name."""
-    others = db.session.execute(
-        sa.select(StartIntent).where(
-            StartIntent.printer_id == printer.id,
-            StartIntent.ended_at.is_(None),
-            StartIntent.state.in_((*AWAITING, IntentState.confirmed)),
-            StartIntent.id != (intent.id if intent is not None else 0),
-        )
-    ).scalars()
-    for missed in others:
+    named = {"printer": printer.id, "named": intent.id if intent is not None else 0}
+    for start_id in db.session.execute(OTHER_STARTS, named).scalars().all():
+        missed = db.session.get_one(StartIntent, start_id)
         ours = _locked_print_of(missed)
         published_at = missed.published_at
         if published_at is None or missed.ended_at is not None:
@@ -341,15 +373,8 @@ def _why_failed(ours: ScheduledPrint, state: PrinterState, *, settled: bool) -> 
 
 def _settle_commands(printer: Printer, state: PrinterState, now: datetime) -> None:
     """A command is done when the printer's own report shows it."""
-    sent = db.session.execute(
-        sa.select(PrinterCommand).where(
-            PrinterCommand.printer_id == printer.id,
-            PrinterCommand.state == CommandState.sent,
-            # A test of the connection is answered by what it finds, not by a report.
-            PrinterCommand.kind != CommandKind.test,
-        )
-    ).scalars()
-    for command in sent:
+    for command_id in db.session.execute(SENT_COMMANDS, {"printer": printer.id}).scalars().all():
+        command = db.session.get_one(PrinterCommand, command_id)
         if came_true(command, state):
             command.state, command.ended_at = CommandState.done, now
             command.result = {"confirmed_by": "report"}

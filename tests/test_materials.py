@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bambu_report import PrinterState
 from farm.interlocks import Interlock
-from farm.materials import Stage, StageLimits, stage_of, use_filament
+from farm.materials import Stage, StageLimits, shares_of, stage_of, use_filament
 from farm.readiness import printer_facts, verdict_on
 from farm.starter import StartRules
 from models import (
@@ -595,9 +595,9 @@ def test_eight_writers_book_to_the_milligram(app: Flask, farm: Farm, printer_id:
         for _ in range(bookings):
             with app.app_context():
                 try:
-                    material = db.session.get_one(BambuMaterial, material_id)
                     of_print = db.session.get_one(ScheduledPrint, print_id)
-                    use_filament(material, grams, of_print=of_print, at=BASE_TIME, limits=StageLimits())
+                    ((material, share),) = shares_of(of_print, grams)
+                    use_filament(material, share, of_print=of_print, at=BASE_TIME, limits=StageLimits())
                     db.session.commit()
                 except Exception as error:
                     faults.append(error)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import ORMExecuteState
 
 from bambu_client import Answer
 from bambu_report import PrinterActivity, PrinterState
@@ -22,6 +23,7 @@ from models import (
     Printer,
     PrinterCommand,
     PrintEvent,
+    ScheduledPrint,
     StartIntent,
     db,
 )
@@ -75,8 +77,9 @@ class Track:
                 now=self.clock(),
                 limits=limits,
             )
+            current_id = current.id if current is not None else None
             db.session.commit()
-            return current
+            return current_id
 
     @property
     def status(self) -> str:
@@ -510,23 +513,23 @@ def test_a_silent_printer_is_asked_once_for_a_full_report_and_judged_in_the_end(
 
 @contextmanager
 def settled_as_it_is_read(track: Track, state: IntentState) -> Iterator[None]:
-    """Another thread or process ends the start in the moment after it was read here."""
-    settled: list[StartIntent] = []
+    """Another thread or process ends the start after it was found here, and before its print is locked."""
+    settled: list[ORMExecuteState] = []
 
-    def settle(intent: StartIntent, context: object) -> None:
-        if settled:
+    def settle(statement: ORMExecuteState) -> None:
+        if settled or statement.bind_mapper is None or statement.bind_mapper.class_ is not ScheduledPrint:
             return
-        settled.append(intent)
+        settled.append(statement)
         with db.engine.connect() as connection:
             values = {"state": state, "reason": "settled", "ended_at": track.clock()}
             connection.execute(sa.update(StartIntent.__table__).values(**values))
             connection.commit()
 
-    sa.event.listen(StartIntent, "load", settle)
+    sa.event.listen(db.session, "do_orm_execute", settle)
     try:
         yield
     finally:
-        sa.event.remove(StartIntent, "load", settle)
+        sa.event.remove(db.session, "do_orm_execute", settle)
     assert settled
 
 
