@@ -40,7 +40,7 @@ class Parcel:
 
     id: int
     user_id: int
-    printer_id: int
+    printer_id: int | None
     message_id: str
     channel: Channel
     destination: str

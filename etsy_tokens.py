@@ -19,7 +19,8 @@ import sqlalchemy as sa
 import structlog
 
 from etsy_client import EtsyClient, RateLimited, ReconnectNeeded, Tokens, Unauthorized, Unavailable
-from models import Shop, count_changed, db
+from models import PrintEvent, Shop, count_changed, db
+from notifications import SHOP_RECONNECT, fan_out
 from settings import Settings
 from vault import Vault
 
@@ -42,15 +43,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class EtsyAccess:
-    """What it takes to ask Etsy for this installation's shops. `sleep` takes seconds; `on_reconnect_needed` is told a
-    shop's id once for each login that Etsy no longer takes, after the commit."""
+    """What it takes to ask Etsy for this installation's shops. `sleep` takes seconds."""
 
     settings: Settings
     vault: Vault
     http: requests.Session
     clock: Callable[[], datetime]
     sleep: Callable[[float], None] = time.sleep
-    on_reconnect_needed: Callable[[int], None] = lambda shop_id: None
 
     def client(self, keystring: str | None = None, shared_secret: str | None = None) -> EtsyClient | None:
         """With an app's own key, else with the installation's; None where there is none.
@@ -234,21 +233,31 @@ class ShopCalls:
         db.session.commit()
 
     def _give_up(self, spent: str) -> None:
-        """Etsy has taken the login back. Said once, and never asked again until a person has connected the shop."""
-        told = count_changed(
+        """Etsy has taken the login back. Its owner is told in the same transaction, once, however many find it out; and
+        Etsy is never asked again until a person has connected the shop."""
+        now = self._access.clock()
+        is_first = count_changed(
             sa.update(Shop)
             .where(Shop.id == self.shop_id, Shop.refresh_token_sealed == spent, Shop.reconnect_needed_at.is_(None))
             .values(
-                reconnect_needed_at=self._access.clock(),
+                reconnect_needed_at=now,
                 refreshing_by=None,
                 refreshing_since=None,
                 sync_error=RECONNECT,
             )
         )
+        if is_first:
+            self._tell_owner(now)
         db.session.commit()
-        if told:
+        if is_first:
             log.warning("etsy_reconnect_needed", shop_id=self.shop_id)
-            self._access.on_reconnect_needed(self.shop_id)
+
+    def _tell_owner(self, now: datetime) -> None:
+        name, keystring = db.session.execute(sa.select(Shop.name, Shop.keystring).where(Shop.id == self.shop_id)).one()
+        shop = {"id": self.shop_id, "name": name, "has_own_key": keystring is not None}
+        event = PrintEvent(user_id=self.user_id, kind=SHOP_RECONNECT, details={"shop": shop}, at=now)
+        db.session.add(event)
+        fan_out(event)
 
 
 def _is_down_to_reserve(client: EtsyClient) -> bool:

@@ -965,7 +965,8 @@ class PrintEvent(db.Model):
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(_owner())
-    printer_id: Mapped[int]
+    # None of what concerns no printer: a shop's login.
+    printer_id: Mapped[int | None]
     print_id: Mapped[int | None]
     material_id: Mapped[int | None]
     kind: Mapped[str] = mapped_column(sa.String(64))
@@ -1002,7 +1003,8 @@ class Delivery(db.Model):
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(_owner())
-    printer_id: Mapped[int]
+    # As the event's; None goes by mail alone.
+    printer_id: Mapped[int | None]
     event_id: Mapped[int]
     message_id: Mapped[str] = mapped_column(sa.String(64), unique=True)
     channel: Mapped[Channel] = mapped_column(words(Channel, "channel"))

@@ -35,6 +35,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "print.failed": ("notify_print_failed",),
     "print.needs_look": ("notify_needs_person",),
     "print.needs_person": ("notify_needs_person",),
+    "print.not_wanted": ("notify_needs_person",),
     "material.low": ("notify_material_low", "notify_material_change"),
     "material.critical": ("notify_material_low", "notify_material_change"),
     "material.replace": ("notify_material_low", "notify_material_change"),
@@ -62,15 +63,21 @@ TEST = "notification.test"
 """Goes everywhere, whatever is preferred."""
 WEBHOOK_DISABLED = "webhook.disabled"
 """Goes out by mail, whatever is preferred: the webhook itself is what is broken."""
+SHOP_RECONNECT = "shop.reconnect_needed"
+"""Goes out by mail, whatever is preferred: it concerns no printer, whose preferences could say more."""
+BY_MAIL_ALONE = frozenset({WEBHOOK_DISABLED, SHOP_RECONNECT})
+ALWAYS_TOLD = BY_MAIL_ALONE | {TEST}
 URGENT = frozenset(
     {
         "print.failed",
         "print.needs_look",
         "print.needs_person",
+        "print.not_wanted",
         "material.replace",
         "material.depleted",
         "printer.offline",
         "printer.fault",
+        SHOP_RECONNECT,
         TEST,
     }
 )
@@ -78,9 +85,9 @@ URGENT = frozenset(
 
 
 def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> list[Delivery]:
-    """Delivery rows for an event, by the printer's preferences, in the caller's transaction. Sends nothing."""
+    """Delivery rows for an event, by its printer's preferences, in the caller's transaction. Sends nothing."""
     flags = FLAGS.get(event.kind, ())
-    if not flags and event.kind not in (TEST, WEBHOOK_DISABLED):
+    if not flags and event.kind not in ALWAYS_TOLD:
         return []
     db.session.flush()
     rows = db.session.execute(WISHES, {"user": event.user_id, "printer": event.printer_id}).all()
@@ -138,10 +145,11 @@ WISHES = (
         CHANNELS.c.id.label("channel_id"),
         CHANNELS.c.name.label("channel_name"),
     )
-    .join(PRINTERS, PRINTERS.c.user_id == USERS.c.id)
+    # Of no printer where the event has none: then nothing is saved, and nothing preferred.
+    .outerjoin(PRINTERS, sa.and_(PRINTERS.c.user_id == USERS.c.id, PRINTERS.c.id == sa.bindparam("printer")))
     .outerjoin(PREFERENCES, PREFERENCES.c.printer_id == PRINTERS.c.id)
     .outerjoin(CHANNELS, sa.and_(CHANNELS.c.printer_id == PRINTERS.c.id, CHANNELS.c.is_enabled.is_(True)))
-    .where(USERS.c.id == sa.bindparam("user"), PRINTERS.c.id == sa.bindparam("printer"))
+    .where(USERS.c.id == sa.bindparam("user"))
     .order_by(CHANNELS.c.id)
 )
 """One row for each further channel, at least one: this runs with every change of a print, so it is one statement."""
@@ -151,9 +159,9 @@ def _targets(kind: str, rows: Sequence[Any]) -> list[tuple[Channel, str, int | N
     wish = rows[0]
     is_mail_wanted = DEFAULTS["email_enabled"] if wish.email_enabled is None else wish.email_enabled
     targets: list[tuple[Channel, str, int | None]] = []
-    if wish.email and (is_mail_wanted or kind in (TEST, WEBHOOK_DISABLED)):
+    if wish.email and (is_mail_wanted or kind in ALWAYS_TOLD):
         targets.append((Channel.email, wish.email, None))
-    if kind == WEBHOOK_DISABLED:
+    if kind in BY_MAIL_ALONE:
         return targets
     if wish.webhook_url:
         targets.append((Channel.webhook, wish.webhook_url, None))
@@ -169,14 +177,16 @@ def _gathered_at(at: datetime, wish: Any) -> datetime:
     return hold_until(at, zone=wish.timezone, quiet=quiet, digest=wish.digest, digest_at=wish.digest_at)
 
 
-def payload_of(event: PrintEvent, of_print: ScheduledPrint | None, printer_name: str, currency: str) -> dict[str, Any]:
+def payload_of(
+    event: PrintEvent, of_print: ScheduledPrint | None, printer_name: str | None, currency: str
+) -> dict[str, Any]:
     """What a receiver gets: the event with the state of everything it concerns, as it was then."""
     data: dict[str, Any] = {
         "event_id": event.id,
-        "printer": {"id": event.printer_id, "name": printer_name},
+        "printer": {"id": event.printer_id, "name": printer_name} if event.printer_id is not None else None,
         "reason": event.reason,
     }
-    for shown in ("alert", "maintenance"):
+    for shown in ("alert", "maintenance", "shop"):
         if shown in event.details:
             data[shown] = event.details[shown]
     if event.kind.startswith("material."):

@@ -151,7 +151,7 @@ class Outbox:
                 db.session.rollback()
                 return False
             assert load.endpoint is not None and load.endpoint.url is not None
-            _switch_off(load.first.printer_id, load.endpoint.url, reason, outcome.ended_at)
+            _switch_off(load.stream.printer_id, load.endpoint.url, reason, outcome.ended_at)
             db.session.commit()
         return True
 

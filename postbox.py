@@ -33,7 +33,7 @@ RECONNECT_SECONDS = 2.0
 class Stream(NamedTuple):
     """What goes one after the other: a printer's webhooks, an account's mails, a channel's messages.
 
-    `printer_id` is 0 for mails, since those of all printers go to one person.
+    `printer_id` is 0 for mails, since those of all printers go to one person. Only mails can be of no printer.
     """
 
     user_id: int
@@ -48,7 +48,7 @@ Posted = Collection[Stream]
 
 
 def stream_of(delivery: Delivery) -> Stream:
-    printer_id = 0 if delivery.channel is Channel.email else delivery.printer_id
+    printer_id = 0 if delivery.channel is Channel.email or delivery.printer_id is None else delivery.printer_id
     return Stream(delivery.user_id, printer_id, delivery.destination)
 
 

@@ -67,7 +67,7 @@ class AttemptSchema(Body):
 
 class DeliverySchema(Body):
     id = fields.Integer(required=True)
-    printer_id = fields.Integer(required=True)
+    printer_id = fields.Integer(required=True, allow_none=True)
     event_id = fields.Integer(required=True)
     kind = fields.String(required=True)
     print_id = fields.Integer(required=True, allow_none=True)
@@ -183,9 +183,11 @@ def replay_delivery(delivery_id: int) -> Response:
 
 def _present_target(delivery: Delivery) -> str:
     """Where the delivery's destination is now. Raises Conflict when it is gone or off."""
-    if db.session.execute(mine(Printer, Printer.id).where(Printer.id == delivery.printer_id)).scalar() is None:
-        raise Conflict("Its printer was removed.", code="printer_removed")
-    preferences = preferences_of(delivery.printer_id)
+    preferences = None
+    if delivery.printer_id is not None:
+        if db.session.execute(mine(Printer, Printer.id).where(Printer.id == delivery.printer_id)).scalar() is None:
+            raise Conflict("Its printer was removed.", code="printer_removed")
+        preferences = preferences_of(delivery.printer_id)
     match delivery.channel:
         case Channel.webhook:
             if preferences is None or preferences.webhook_url is None:

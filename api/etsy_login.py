@@ -70,12 +70,20 @@ def _client(own_key: OwnKey | None = None) -> EtsyClient:
     return client
 
 
+def _is_opened_as_page() -> bool:
+    return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
+
+
 def _begin(user_id: int | None, own_key: OwnKey | None = None) -> Response:
     state, url = etsy_login.begin_login(
         _client(own_key), context.vault(), user_id=user_id, now=context.now(), own_key=own_key
     )
     db.session.commit()
     response = json_response({"auth_url": url, "state": state})
+    response.vary.add("Accept")
+    if request.method == "GET" and _is_opened_as_page():
+        # Who follows a link in a mail has no page that would go on from the JSON.
+        response.status_code, response.location = 303, url
     # Binds the redirect to the browser that began it: without it, somebody could have another person's shop
     # connected to their own account by sending them the link.
     response.set_cookie(
@@ -92,8 +100,10 @@ def _begin(user_id: int | None, own_key: OwnKey | None = None) -> Response:
 
 @blueprint.get("/login")
 @blueprint.response(200, EtsyLoginAnswer)
+@blueprint.alt_response(303, description="For a browser that opened it as a page: on to Etsy")
 def begin_etsy_login() -> Response:
-    """Where to send the browser. With a token, the shop is connected to that account; without, its owner logs in."""
+    """Where to send the browser; one that asks for a page is sent there. With a token, the shop is connected to that
+    account; without, its owner logs in."""
     user_id = None
     if bearer_token() is not None:
         require_token()

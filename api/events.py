@@ -28,6 +28,12 @@ class LivePrinterSchema(Body):
     name = fields.String(required=True)
 
 
+class LiveShopSchema(Body):
+    id = fields.Integer(required=True)
+    name = fields.String(required=True)
+    has_own_key = fields.Boolean(required=True)
+
+
 class LivePrintSchema(Body):
     id = fields.Integer(required=True)
     job_name = fields.String(required=True)
@@ -36,7 +42,7 @@ class LivePrintSchema(Body):
 
 class LiveEventDataSchema(Body):
     event_id = fields.Integer(required=True)
-    printer = fields.Nested(LivePrinterSchema, required=True)
+    printer = fields.Nested(LivePrinterSchema, required=True, allow_none=True)
     reason = fields.String(required=True, allow_none=True)
     from_status = fields.String(required=True, allow_none=True)
     to_status = fields.String(required=True, allow_none=True)
@@ -44,6 +50,7 @@ class LiveEventDataSchema(Body):
     material = fields.Dict(required=True, allow_none=True)
     alert = fields.Dict(required=True, allow_none=True)
     maintenance = fields.Dict(required=True, allow_none=True)
+    shop = fields.Nested(LiveShopSchema, required=True, allow_none=True)
     details = fields.Dict(required=True)
 
 

@@ -53,6 +53,7 @@ class PlaceSchema(Body):
 
 class PlannedPrintSchema(Body):
     order_item_id = fields.Integer(required=True)
+    units = fields.Integer(required=True, metadata={"description": "Pieces on the plate when it is done"})
     job_name = fields.String(required=True)
     printer_id = fields.Integer(required=True, allow_none=True, metadata={"description": "None where no printer fits"})
     printer_name = fields.String(required=True, allow_none=True)
@@ -112,6 +113,7 @@ def _represent(run: PlannedRun) -> dict[str, Any]:
     planned: PlannedPrint = run.planned
     return {
         "order_item_id": planned.order_item_id,
+        "units": planned.units,
         "job_name": planned.job_name,
         "printer_id": run.printer_id,
         "printer_name": run.printer_name,

@@ -108,6 +108,7 @@ KINDS: dict[str, tuple[type[Schema], str]] = {
     "print.failed": (PrintWebhookData, "A print failed; `reason` says why"),
     "print.needs_look": (PrintWebhookData, "Nobody can say from here what became of a print"),
     "print.needs_person": (WaitWebhookData, "A print waits for something that only a person can do"),
+    "print.not_wanted": (PrintWebhookData, "The order of a print that runs was cancelled or refunded"),
     "material.low": (MaterialWebhookData, "A spool is low"),
     "material.critical": (MaterialWebhookData, "A spool is nearly empty"),
     "material.replace": (MaterialWebhookData, "A spool should be replaced"),

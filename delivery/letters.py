@@ -21,6 +21,7 @@ from delivery.mail_text import (
 )
 
 MAX_PICTURE_BYTES = 500_000
+CONNECT_SHOP = "/api/auth/etsy/login"
 # Named otherwise than the event; all others are its kind with an underscore.
 _KINDS = {
     "print.needs_person": MailKind.NEEDS_PERSON,
@@ -48,12 +49,12 @@ def mail_of(
     """
     if not payloads:
         raise ValueError("a mail tells of one event at least")
-    link = _link(public_url)
     if len(payloads) > 1:
+        link = _link(public_url)
         texts = render_summary([_item(payload) for payload in payloads], zone=zone, link=link)
         return Mail(to=to, subject=texts.subject, text=texts.text, html=texts.html, message_id=message_id)
     context = _context(payloads[0])
-    context["zone"], context["link"] = zone, link
+    context["zone"], context["link"] = zone, _link(public_url, context)
     shown = None
     if picture is not None and picture.startswith(PNG_SIGNATURE) and len(picture) <= MAX_PICTURE_BYTES:
         shown = Picture(f"plate.{message_id}@farm.invalid", picture)
@@ -73,7 +74,7 @@ def message_of(payloads: Sequence[Mapping[str, Any]], *, public_url: str = "") -
     if len(payloads) > 1:
         return render_summary_message([_item(payload) for payload in payloads], link=_link(public_url))
     context = _context(payloads[0])
-    context["link"] = _link(public_url)
+    context["link"] = _link(public_url, context)
     return render_message(_kind(payloads[0]), context)
 
 
@@ -89,17 +90,25 @@ def _item(payload: Mapping[str, Any]) -> SummaryItem:
     return SummaryItem(_kind(payload), _context(payload), payload.get("timestamp"))
 
 
-def _link(public_url: str) -> str | None:
-    return f"{public_url.rstrip('/')}/" if public_url else None
+def _link(public_url: str, context: MailContext | None = None) -> str | None:
+    """To the farm, or to where a browser connects the shop anew; not one with a key of its own, for which it takes more
+    than a link."""
+    if not public_url:
+        return None
+    is_of_shop = context is not None and context.get("shop_name") and not context.get("has_own_key")
+    return public_url.rstrip("/") + (CONNECT_SHOP if is_of_shop else "/")
 
 
 def _context(payload: Mapping[str, Any]) -> MailContext:
     data: Mapping[str, Any] = payload["data"]
+    printer, shop = data.get("printer") or {}, data.get("shop") or {}
     of_print, material = data.get("print") or {}, data.get("material") or {}
     order, alert, maintenance = data.get("order") or {}, data.get("alert") or {}, data.get("maintenance") or {}
     context: MailContext = {
-        "printer_name": data["printer"]["name"],
-        "printer_id": data["printer"].get("id"),
+        "printer_name": printer.get("name", ""),
+        "printer_id": printer.get("id"),
+        "shop_name": shop.get("name"),
+        "has_own_key": bool(shop.get("has_own_key")),
         # A print made for an order carries the order's name in front; a mail names the order by itself.
         "print_name": (of_print.get("job_name") or "").removeprefix(f"{order.get('label') or ''} - ") or None,
         "order_label": order.get("label"),

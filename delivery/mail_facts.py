@@ -38,12 +38,14 @@ class MailContext(TypedDict, total=False):
     Times may be RFC 3339 texts, and are shown by the clock of `zone` (UTC without one); a number may be a text; a
     duration as text is kept. `picture_cid` is the Content-ID of the picture of the plate that the mail carries.
     `code` is a fault's as the printer's screen writes it, `times` how often it came, `hours` what the printer has
-    printed since its last maintenance.
+    printed since its last maintenance. `has_own_key`: the shop is asked with the key of an Etsy app of its owner's.
     """
 
     zone: str
     printer_name: str
     printer_id: int | None
+    shop_name: str | None
+    has_own_key: bool
     print_name: str | None
     order_label: str | None
     buyer_name: str | None
@@ -94,6 +96,8 @@ def template_values(context: MailContext) -> dict[str, object]:
     return {
         "printer_name": _name(context.get("printer_name")) or "the printer",
         "printer_id": context.get("printer_id"),
+        "shop_name": _name(context.get("shop_name")),
+        "has_own_key": context.get("has_own_key", False),
         "print_name": _name(context.get("print_name")),
         "order_label": _name(context.get("order_label")),
         "buyer_name": _name(context.get("buyer_name")),

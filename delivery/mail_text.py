@@ -46,7 +46,9 @@ class MailKind(StrEnum):
     MAINTENANCE_DUE = "maintenance_due"
     NEEDS_PERSON = "needs_person"
     NEEDS_LOOK = "needs_look"
+    PRINT_NOT_WANTED = "print_not_wanted"
     WEBHOOK_DISABLED = "webhook_disabled"
+    SHOP_RECONNECT_NEEDED = "shop_reconnect_needed"
     TEST = "test"
     NEWS = "news"
     """Anything else: it tells what is known and guesses no advice."""
@@ -87,7 +89,7 @@ class _Line(NamedTuple):
 
 
 class _Group(NamedTuple):
-    printer_name: str
+    name: str
     lines: list[_Line]
     more: int
 
@@ -124,7 +126,8 @@ def render_message(kind: str, context: MailContext) -> RenderedMessage:
 
 
 def render_summary(items: Sequence[SummaryItem], *, zone: str, link: str | None) -> RenderedMail:
-    """Many events in one mail: what happened how often, then each printer's, newest first; at most 200 are listed.
+    """Many events in one mail: what happened how often, then each printer's and each shop's, newest first; at most 200
+    are listed.
 
     Raises:
         ValueError: no items, or a kind is not a MailKind.
@@ -147,7 +150,7 @@ def render_summary_message(items: Sequence[SummaryItem], *, link: str | None = N
         ValueError: a kind is not a MailKind.
     """
     lines = sorted(
-        ((_printer(item), _line(item, "UTC")) for item in _newest_first(items)), key=lambda each: each[1].rank
+        ((_subject(item), _line(item, "UTC")) for item in _newest_first(items)), key=lambda each: each[1].rank
     )
     texts = [_without_mentions(f"{one_line(name, 60)}: {line.text}") for name, line in lines]
     shown: list[str] = []
@@ -173,36 +176,40 @@ def _without_mentions(text: str) -> str:
 
 def _summary_values(items: Sequence[SummaryItem], zone: str, link: str | None) -> dict[str, object]:
     ordered = _newest_first(items)
-    by_printer: dict[str, list[_Line]] = {}
+    by_name: dict[str, list[_Line]] = {}
     for item in ordered:
-        by_printer.setdefault(_printer(item), []).append(_line(item, zone))
+        by_name.setdefault(_subject(item), []).append(_line(item, zone))
     counts = _counts(items)
+    # Of shops the headline speaks already.
+    place = f"on {len(by_name)} printers" if len(by_name) > 1 else f"on {next(iter(by_name))}"
     return {
         "counts": ", ".join(counts),
         "headline": _headline(counts),
-        "tone": min((line for lines in by_printer.values() for line in lines), key=lambda line: line.rank).tone,
+        "tone": min((line for lines in by_name.values() for line in lines), key=lambda line: line.rank).tone,
         "event_count": len(items),
-        "printer_count": len(by_printer),
-        "groups": [_group(name, lines) for name, lines in list(by_printer.items())[:_SHOWN_PRINTERS]],
-        "more_printers": max(0, len(by_printer) - _SHOWN_PRINTERS),
+        "place": "" if any(item.context.get("shop_name") for item in items) else f" {place}",
+        "groups": [_group(name, lines) for name, lines in list(by_name.items())[:_SHOWN_PRINTERS]],
+        "more_printers": max(0, len(by_name) - _SHOWN_PRINTERS),
         "from_at": clock_time(ordered[-1].at, zone_of(zone)),
         "to_at": clock_time(ordered[0].at, zone_of(zone)),
         "link": clean_link(link),
     }
 
 
-def _group(printer_name: str, lines: list[_Line]) -> _Group:
+def _group(name: str, lines: list[_Line]) -> _Group:
     """Where not all can be shown, what is bad is; and all in their order."""
     kept = sorted(range(len(lines)), key=lambda place: lines[place].rank)[:_SHOWN_PER_PRINTER]
-    return _Group(printer_name, [lines[place] for place in sorted(kept)], len(lines) - len(kept))
+    return _Group(name, [lines[place] for place in sorted(kept)], len(lines) - len(kept))
 
 
 def _newest_first(items: Sequence[SummaryItem]) -> list[SummaryItem]:
     return sorted(items, key=lambda item: str(item.at or ""), reverse=True)
 
 
-def _printer(item: SummaryItem) -> str:
-    return str(template_values(item.context)["printer_name"])
+def _subject(item: SummaryItem) -> str:
+    """The printer or the shop that it is about."""
+    values = template_values(item.context)
+    return str(values["shop_name"] or values["printer_name"])
 
 
 def _line(item: SummaryItem, zone: str) -> _Line:

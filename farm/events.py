@@ -30,7 +30,7 @@ COLUMNS = (
 )
 WHOLE = (
     sa.select(*COLUMNS)
-    .join(Printer, Printer.id == PrintEvent.printer_id)
+    .outerjoin(Printer, Printer.id == PrintEvent.printer_id)
     .outerjoin(ScheduledPrint, ScheduledPrint.id == PrintEvent.print_id)
     .order_by(PrintEvent.id)
 )
@@ -104,7 +104,7 @@ def represent(row: Any) -> dict[str, Any]:
     details = dict(row.details)
     data: dict[str, Any] = {
         "event_id": row.id,
-        "printer": {"id": row.printer_id, "name": row.printer_name},
+        "printer": row.printer_id and {"id": row.printer_id, "name": row.printer_name},
         "reason": row.reason,
         "from_status": row.from_status and row.from_status.value,
         "to_status": row.to_status and row.to_status.value,
@@ -112,6 +112,7 @@ def represent(row: Any) -> dict[str, Any]:
         "material": row.material_id and {"id": row.material_id, **row.details},
         "alert": details.pop("alert", None),
         "maintenance": details.pop("maintenance", None),
+        "shop": details.pop("shop", None),
         "details": {} if row.material_id else details,
     }
     return {"id": row.id, "type": row.kind, "timestamp": row.at, "data": data}

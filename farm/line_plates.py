@@ -44,7 +44,8 @@ class Line(Protocol):
 @dataclass(frozen=True, slots=True)
 class LinePlate:
     """A plate that a line needs, printed `count` times for `units` pieces. Without `units_per_plate` the one print is
-    for the whole line. What is None is taken from the sliced file, else it is the usual."""
+    for the whole line; with it the last one may make more than is needed. What is None is taken from the sliced file,
+    else it is the usual."""
 
     file: PrintFile | None = None
     plate: int = 1
@@ -141,7 +142,7 @@ class Mappings:
         """What a line of an order of that shop needs."""
         fitting = self.fitting(line, shop_id)
         if not fitting:
-            return LinePlates(None, (LinePlate(),), Why.no_mapping, "No product profile fits it.")
+            return LinePlates(None, (LinePlate(units=line.quantity),), Why.no_mapping, "No product profile fits it.")
         if len(fitting) > 1:
             ids = tuple(each.id for each in fitting)
             said = f"Product profiles {', '.join(map(str, ids))} fit it alike."

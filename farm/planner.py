@@ -33,9 +33,11 @@ class PlanRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PlannedPrint:
-    """One print to be made. Duration and grams are per print, never times the order line's quantity."""
+    """One print to be made. Duration and grams are per print, never times the order line's quantity. `units` are all
+    pieces that its plate makes, whether the order needs each of them or not: a sliced plate is printed whole."""
 
     order_item_id: int
+    units: int
     job_name: str
     notes: str
     scheduled_start: datetime | None
@@ -100,11 +102,12 @@ def plan_prints(
 
 
 def _notes(line: OrderItem, plate: LinePlate, number: int, of_parts: str) -> str:
-    """What lies on this very plate."""
+    """What lies on this very plate, and what of it the line does not need."""
     said = [of_parts] if of_parts else []
     if plate.units_per_plate:
-        units = min(plate.units_per_plate, plate.units - (number - 1) * plate.units_per_plate)
-        said.append(f"plate {number} of {plate.count}, {units} on it")
+        spare = max(0, number * plate.units_per_plate - plate.units)
+        to_spare = f", {spare} to spare" if spare else ""
+        said.append(f"plate {number} of {plate.count}, {plate.units_per_plate} on it{to_spare}")
     return f"Quantity: {line.quantity}" + (f" ({': '.join(said)})" if said else "")
 
 
@@ -128,6 +131,7 @@ def _plan_one(
 
     return PlannedPrint(
         order_item_id=line.id,
+        units=plate.units_per_plate or plate.units,
         job_name=f"{label} - {line.title}"[:JOB_NAME_LENGTH],
         notes=notes,
         scheduled_start=scheduled_start,

@@ -3,10 +3,12 @@ is told."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime
 
 import sqlalchemy as sa
 
+import notifications
 from farm.moves import delete_print
 from farm.starter import take_back
 from models import (
@@ -15,6 +17,7 @@ from models import (
     IntentState,
     Order,
     OrderStatus,
+    PrintEvent,
     ScheduledPrint,
     StartIntent,
     db,
@@ -55,19 +58,37 @@ def withdraw_prints(user_id: int, shop_id: int, *, now: datetime) -> int:
         .with_for_update()
         .execution_options(populate_existing=True)
     ).scalars()
-    withdrawn, running = 0, set()
+    withdrawn, running = 0, defaultdict[int | None, list[ScheduledPrint]](list)
     for each in locked.all():
         if each.status in WAITING_STATUSES and not _may_be_running(each) and take_back(each, now=now):
             delete_print(each, at=now)
             withdrawn += 1
         elif each.status in OPEN_STATUSES:
-            running.add(each.order_id)
-    for order in db.session.execute(sa.select(Order).where(Order.id.in_(running))).scalars() if running else ():
+            running[each.order_id].append(each)
+    # As they are now that their prints are locked: of two that look at once the second finds them flagged.
+    flagged = sa.select(Order).where(Order.id.in_(running)).execution_options(populate_existing=True)
+    for order in db.session.execute(flagged).scalars() if running else ():
         text = ATTENTION.get(order.status)
         if text is not None and order.attention != text:
             order.attention, order.updated_at = text, now
+            for each in running[order.id]:
+                _tell(each, text, now)
     db.session.flush()
     return withdrawn
+
+
+def _tell(running: ScheduledPrint, reason: str, now: datetime) -> None:
+    event = PrintEvent(
+        user_id=running.user_id,
+        printer_id=running.printer_id,
+        print_id=running.id,
+        kind="print.not_wanted",
+        reason=reason,
+        details={},
+        at=now,
+    )
+    db.session.add(event)
+    notifications.fan_out(event, of_print=running)
 
 
 def _may_be_running(waiting: ScheduledPrint) -> bool:

@@ -96,6 +96,25 @@ def test_the_browsers_redirect_needs_the_browser_that_began(shop_app: Flask) -> 
     assert browser.get("/api/auth/etsy/callback", query_string=returned).status_code == 200
 
 
+def test_a_browser_that_opens_the_link_of_a_mail_is_sent_on_to_etsy_and_comes_back_logged_in(
+    shop_app: Flask, farm: Farm
+) -> None:
+    """As for a shop whose login Etsy has taken back: no page of ours, and no token."""
+    connected = shop_app.test_client().post(
+        "/api/auth/etsy/callback", json=begin(shop_app.test_client(), farm), headers=bearer(farm)
+    )
+    assert connected.status_code == 200, connected.text
+    browser = shop_app.test_client()
+    usual = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
+    opened = browser.get("/api/auth/etsy/login", headers={"Accept": usual})
+    assert (opened.status_code, opened.headers["Vary"]) == (303, "Accept")
+    sent_back = requests.get(opened.location, allow_redirects=False, timeout=5).headers["Location"]
+    ended = browser.get("/api/auth/etsy/callback", query_string=urlsplit(sent_back).query)
+    assert (ended.status_code, ended.json["user"]["id"]) == (200, farm.user["id"])
+    for accepted in ("*/*", "application/json", "application/json, text/html;q=0.5", ""):
+        assert browser.get("/api/auth/etsy/login", headers={"Accept": accepted}).status_code == 200
+
+
 def test_the_cookie_is_secure_over_https(shop_app: Flask) -> None:
     client = shop_app.test_client()
     client.get("/api/auth/etsy/login", base_url="https://localhost")

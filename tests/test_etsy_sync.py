@@ -19,7 +19,7 @@ from sqlalchemy import event
 
 from etsy_client import NotFound, RateLimited, Unavailable
 from etsy_sync import SyncHeld, look_again, sync_due
-from models import Customer, EtsyNotice, Order, OrderItem, Shop, db
+from models import Customer, Delivery, EtsyNotice, Order, OrderItem, Shop, db
 from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop
 from tests.apps import another_app
 from tests.conftest import BASE_TIME, Clock
@@ -222,6 +222,14 @@ def test_a_cancellation_takes_waiting_prints_off_and_flags_a_running_one(
     clock.forward(minutes=1)
     assert sync(shop_app, shop_id).withdrawn == 0
     assert rows(shop_app, Order) == before
+    # Told once, and of the one that runs alone.
+    with shop_app.app_context():
+        told = [
+            each for each in db.session.execute(sa.select(Delivery)).scalars() if "not_wanted" in each.payload["type"]
+        ]
+        ((kind, data, is_urgent),) = [(each.payload["type"], each.payload["data"], each.is_urgent) for each in told]
+    assert (kind, data["print"]["id"], data["printer"]["id"]) == ("print.not_wanted", running["id"], printer_id)
+    assert "while it is being printed" in data["reason"] and is_urgent
 
 
 def test_a_crash_between_the_cancellation_and_its_prints_loses_nothing(

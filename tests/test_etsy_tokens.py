@@ -12,11 +12,12 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from etsy_client import RateLimited, ReconnectNeeded, Unavailable
+from etsy_client import RateLimited, ReconnectNeeded, Unauthorized, Unavailable
 from etsy_sync import sync_due
 from etsy_tokens import EtsyAccess, ShopCalls
-from models import Shop, db
+from models import Channel, Delivery, PrintEvent, Shop, db
 from simulator.etsy import SimulatedEtsy
+from simulator.sinks import MailSink
 from tests.apps import another_app
 from tests.conftest import BASE_TIME, Clock
 from tests.etsy_bench import (
@@ -32,6 +33,8 @@ from tests.etsy_bench import (
     sync,
 )
 from tests.farm_builder import Farm
+from tests.outboxes import make_outbox, prefer
+from tests.rows import log_in_again
 
 
 @pytest.fixture
@@ -44,13 +47,19 @@ def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
 def shop_app(
     app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
 ) -> Iterator[Flask]:
-    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
+    settings = {**settings_of(etsy), "PUBLIC_URL": "https://farm.example.com"}
+    with another_app(session_database_url, tmp_path, clock, **settings) as made:
         yield made
 
 
 @pytest.fixture
-def shop_id(shop_app: Flask) -> int:
-    return connect(shop_app, Farm(shop_app, "seller@example.com").user["id"])
+def seller(shop_app: Flask) -> Farm:
+    return Farm(shop_app, "seller@example.com")
+
+
+@pytest.fixture
+def shop_id(shop_app: Flask, seller: Farm) -> int:
+    return connect(shop_app, seller.user["id"])
 
 
 def ask(app: Flask, shop_id: int, access: EtsyAccess | None = None, **options: bool) -> Any:
@@ -156,27 +165,156 @@ def test_a_refresh_that_fails_leaves_no_claim_and_no_loss(
     assert ask(shop_app, shop_id).name == "PrintedThings"
 
 
+def events_of(app: Flask) -> list[PrintEvent]:
+    with app.app_context():
+        found = list(db.session.execute(sa.select(PrintEvent).order_by(PrintEvent.id)).scalars())
+        db.session.expunge_all()
+        return found
+
+
+def mails_of(app: Flask) -> list[Delivery]:
+    with app.app_context():
+        found = list(db.session.execute(sa.select(Delivery).order_by(Delivery.id)).scalars())
+        db.session.expunge_all()
+        return found
+
+
 def test_a_revoked_login_is_said_once_and_never_asked_again(
     shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock
 ) -> None:
-    told: list[int] = []
     clock.forward(minutes=58)
     etsy.revoke_tokens()
-    parts = access_of(shop_app)
-    access = EtsyAccess(parts.settings, parts.vault, parts.http, parts.clock, on_reconnect_needed=told.append)
     before = len(etsy.requests)
     for _ in range(3):
         with pytest.raises(ReconnectNeeded):
-            ask(shop_app, shop_id, access)
+            ask(shop_app, shop_id)
         with shop_app.app_context():
-            assert sync_due(access, clock.forward(minutes=6)) == []
-    assert (told, len(etsy.requests)) == ([shop_id], before + 1)
+            assert sync_due(access_of(shop_app), clock.forward(minutes=6)) == []
+    assert len(etsy.requests) == before + 1
     row = shop_row(shop_app, shop_id)
     assert row.reconnect_needed_at == BASE_TIME + timedelta(minutes=58)
     assert row.sync_error is not None and "Connect it again" in row.sync_error
+    (event,), (mail,) = events_of(shop_app), mails_of(shop_app)
+    assert (event.kind, event.printer_id, event.at) == ("shop.reconnect_needed", None, row.reconnect_needed_at)
+    assert event.details == {"shop": {"id": shop_id, "name": "PrintedThings", "has_own_key": False}}
+    assert (mail.event_id, mail.printer_id, mail.channel) == (event.id, None, Channel.email)
+    assert (mail.target, mail.is_urgent, mail.next_try_at) == ("seller@example.com", True, event.at)
     connect(shop_app, row.user_id, clock.now)
     assert (shop_row(shop_app, shop_id).reconnect_needed_at, shop_row(shop_app, shop_id).sync_error) == (None, None)
     assert sync(shop_app, shop_id).requests == 2
+    assert len(events_of(shop_app)) == len(mails_of(shop_app)) == 1
+
+
+def test_each_login_that_is_lost_is_told_by_itself(
+    shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock
+) -> None:
+    user_id = shop_row(shop_app, shop_id).user_id
+    for _ in range(2):
+        clock.forward(minutes=58)
+        etsy.revoke_tokens()
+        for _ in range(2):
+            with pytest.raises(ReconnectNeeded):
+                ask(shop_app, shop_id)
+        connect(shop_app, user_id, clock.now)
+    assert len(mails_of(shop_app)) == 2
+
+
+def test_two_processes_that_find_a_login_revoked_tell_it_once(
+    shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, session_database_url: str, tmp_path: Path, clock: Clock
+) -> None:
+    now = clock.forward(minutes=58)
+    etsy.revoke_tokens()
+    etsy.delay_seconds = 0.3
+    asked = (shop_app, session_database_url, tmp_path, "ask", shop_id, now)
+    with process(*asked) as first, process(*asked) as second:
+        for each in (first, second):
+            go(each)
+        for each in (first, second):
+            assert each.stdout is not None
+            assert each.stdout.read().endswith("reconnect\ndone\n")
+    assert len(events_of(shop_app)) == len(mails_of(shop_app)) == 1
+
+
+def test_two_that_are_refused_with_one_fresh_token_tell_it_once(shop_app: Flask, shop_id: int) -> None:
+    gate, refused = threading.Barrier(2), []
+
+    def run() -> None:
+        with shop_app.app_context():
+            calls = ShopCalls(shop_id, access_of(shop_app))
+
+            def refuse(client: Any, token: str) -> None:
+                if calls.count == 2:
+                    gate.wait(20)
+                raise Unauthorized("not this one")
+
+            with pytest.raises(ReconnectNeeded):
+                calls.ask(refuse)
+            refused.append(calls.count)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert refused == [2, 2]
+    assert len(events_of(shop_app)) == len(mails_of(shop_app)) == 1
+
+
+def test_a_login_is_given_up_and_told_in_one_transaction(
+    shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock
+) -> None:
+    clock.forward(minutes=58)
+    etsy.revoke_tokens()
+
+    def refuse(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("INSERT INTO deliveries"):
+            raise InterruptedError("the power went away")
+
+    with shop_app.app_context():
+        engine = db.engine
+    sa.event.listen(engine, "before_cursor_execute", refuse)
+    try:
+        with pytest.raises(InterruptedError):
+            ask(shop_app, shop_id)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", refuse)
+    assert (shop_row(shop_app, shop_id).reconnect_needed_at, events_of(shop_app)) == (None, [])
+    # Whoever comes after the one that died tells it.
+    clock.forward(minutes=4)
+    with pytest.raises(ReconnectNeeded):
+        ask(shop_app, shop_id)
+    assert len(events_of(shop_app)) == len(mails_of(shop_app)) == 1
+
+
+def test_the_owner_reads_what_stops_and_where_to_connect_the_shop_whatever_printers_are_set_to(
+    shop_app: Flask, seller: Farm, shop_id: int, etsy: SimulatedEtsy, clock: Clock
+) -> None:
+    printer_id = seller.add_printer()["id"]
+    quiet = {"email_enabled": False, "quiet_from": "00:00", "quiet_to": "23:59", "digest": "daily"}
+    prefer(seller, printer_id, webhook_url="https://hooks.example.com/x", notify_needs_person=False, **quiet)
+    clock.forward(minutes=58)
+    etsy.revoke_tokens()
+    with pytest.raises(ReconnectNeeded):
+        ask(shop_app, shop_id)
+    with MailSink() as sink:
+        outbox = make_outbox(shop_app, clock, sink)
+        assert (outbox.drain(), outbox.drain()) == (1, 0)
+    (mail,) = sink.messages
+    assert (mail["To"], mail["Subject"]) == (
+        "seller@example.com",
+        "Connect PrintedThings again: Etsy no longer accepts its login",
+    )
+    text = mail.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+    for said in ("no orders come in", "nothing is marked as shipped", "https://farm.example.com/api/auth/etsy/login"):
+        assert said in text
+    log_in_again(seller)
+    (told,) = [each for each in seller.get("/api/events").json["events"] if each["type"] == "shop.reconnect_needed"]
+    assert told["data"]["shop"] == {"id": shop_id, "name": "PrintedThings", "has_own_key": False}
+    assert told["data"]["printer"] is None
+    (sent,) = seller.get("/api/bambu/deliveries").json
+    assert (sent["kind"], sent["printer_id"], sent["status"]) == ("shop.reconnect_needed", None, "sent")
+    again = seller.post(f"/api/bambu/deliveries/{sent['id']}/replay")
+    assert (again.status_code, again.json["target"]) == (200, "seller@example.com")
 
 
 def test_a_token_refused_twice_needs_a_person(shop_app: Flask, shop_id: int, etsy: SimulatedEtsy) -> None:

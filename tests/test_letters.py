@@ -67,6 +67,7 @@ DATA: dict[str, dict[str, Any]] = {
     },
     "printer.back": {},
     "printer.fault": {"print": PRINT, "order": ORDER, "alert": ALERT},
+    "print.not_wanted": {"print": PRINT, "order": ORDER, "reason": "Cancelled at Etsy while it is being printed."},
     "webhook.disabled": {"reason": "five days of failures"},
     "notification.test": {},
 }
@@ -80,6 +81,13 @@ def payload(kind: str, *, at: str = "2026-11-21T11:10:00Z", printer: str = "X1C 
 def mail(*payloads: Any, zone: str = "Europe/Berlin", **changes: Any) -> Any:
     usual = {"to": "maker@example.org", "message_id": "msg_7", "public_url": "https://farm.example/"}
     return mail_of(payloads, zone=zone, **{**usual, **changes})
+
+
+def of_shop(name: str = "PrintedThings", *, has_own_key: bool = False) -> Any:
+    shop = {"id": 2, "name": name, "has_own_key": has_own_key}
+    return payload("shop.reconnect_needed") | {
+        "data": {"event_id": 1, "printer": None, "reason": None, "shop": shop},
+    }
 
 
 @pytest.mark.parametrize("kind", sorted(DATA))
@@ -98,8 +106,33 @@ def test_each_event_has_its_mail_and_says_what_to_do_next(kind: str) -> None:
 
 def test_every_kind_that_goes_out_has_a_template_of_its_own() -> None:
     assert set(FLAGS) <= set(DATA)
-    subjects = {mail(payload(kind)).subject for kind in DATA}
-    assert len(subjects) == len(DATA) and not any("News" in subject for subject in subjects)
+    subjects = {mail(payload(kind)).subject for kind in DATA} | {mail(of_shop()).subject}
+    assert len(subjects) == len(DATA) + 1 and not any("News" in subject for subject in subjects)
+
+
+def test_the_mail_of_a_shop_to_connect_again_says_what_stops_and_leads_there() -> None:
+    letter = mail(of_shop())
+    assert letter.subject == "Connect PrintedThings again: Etsy no longer accepts its login"
+    for said in ("no orders come in", "nothing is marked as shipped", "https://farm.example/api/auth/etsy/login\n"):
+        assert said in letter.text
+    assert 'href="https://farm.example/api/auth/etsy/login"' in letter.html and "Connect the shop" in letter.html
+    assert "printer" not in letter.text + letter.html, "it concerns none"
+    title, body = message_of([of_shop()], public_url="https://farm.example")
+    assert "PrintedThings" in title and body.endswith("\nhttps://farm.example/api/auth/etsy/login")
+
+
+def test_a_shop_with_a_key_of_its_own_is_not_connected_by_a_link() -> None:
+    letter = mail(of_shop(has_own_key=True))
+    assert "POST /api/auth/etsy/login" in letter.text and letter.text.count("https://farm.example/\n") == 1
+    assert 'href="https://farm.example/"' in letter.html
+    assert "GET /api/auth/etsy/login" in mail(of_shop(), public_url="").text
+
+
+def test_a_summary_of_a_shop_and_printers_names_both() -> None:
+    letter = mail(of_shop(), payload("print.failed"), payload("print.failed"))
+    assert letter.subject == "1 shop to connect again, 2 prints failed"
+    assert "PrintedThings" in letter.text and "X1C by the window" in letter.text
+    assert mail(of_shop("One"), of_shop("Two")).subject == "2 shops to connect again"
 
 
 def test_what_is_told_of_each_is_what_a_seller_wants_to_know() -> None:

@@ -232,10 +232,11 @@ def test_the_prints_of_a_product_of_several_plates(farm: Farm) -> None:
     assert [each["notes"] for each in prints] == [
         "Quantity: 5 (part 1 of 2: plate 1 of 3, 2 on it)",
         "Quantity: 5 (part 1 of 2: plate 2 of 3, 2 on it)",
-        "Quantity: 5 (part 1 of 2: plate 3 of 3, 1 on it)",
+        "Quantity: 5 (part 1 of 2: plate 3 of 3, 2 on it, 1 to spare)",
         "Quantity: 5 (part 2 of 2: plate 1 of 2, 4 on it)",
-        "Quantity: 5 (part 2 of 2: plate 2 of 2, 1 on it)",
+        "Quantity: 5 (part 2 of 2: plate 2 of 2, 4 on it, 3 to spare)",
     ]
+    assert [each["units"] for each in prints] == [2, 2, 2, 4, 4]
     assert [each["job_name"] for each in prints] == [f"Order #{order['id']} - Box"] * 5
 
 

@@ -37,7 +37,7 @@ def live(app: Flask) -> Iterator[Live]:
     found.limits = limits
 
 
-def make_events(farm: Farm, printer_id: int, count: int = 1, **fields: Any) -> list[int]:
+def make_events(farm: Farm, printer_id: int | None, count: int = 1, **fields: Any) -> list[int]:
     with farm.database() as session:
         at = fields.pop("at", farm.app.extensions["clock"]())
         events = [
@@ -80,6 +80,14 @@ def test_prints_made_in_one_statement_are_told_at_once(farm: Farm, port: int) ->
     farm.post(f"/api/orders/{order['id']}/schedule-prints", {"printer_id": printer["id"]})
     eventually(lambda: page.told("event"), page.heard)
     assert time.monotonic() - begun < 0.8, "it came with the next look, not with its own word"
+
+
+def test_what_concerns_no_printer_is_told_as_well(farm: Farm, port: int) -> None:
+    page = Browser(port, farm.token)
+    make_events(farm, None, kind="shop.reconnect_needed")
+    eventually(lambda: page.told("event"), page.heard)
+    assert page.told("event") == farm.get("/api/events").json["events"]
+    assert page.told("event")[0]["data"]["printer"] is None
 
 
 def test_a_material_event_carries_the_spool(farm: Farm, port: int) -> None:

@@ -23,7 +23,8 @@ from flask import Flask
 
 import database
 from app import create_app
-from models import db
+from models import Delivery, DeliveryAttempt, PrintEvent, db
+from notifications import fan_out
 from tests.conftest import Clock, OutsideClient, settings_for
 from tests.farm_builder import Farm
 from tests.rows import LAN
@@ -169,6 +170,28 @@ def test_down_and_up_again_with_rows_in_between(bare_app: Flask) -> None:
     migrate(bare_app)
     assert not any(rows(bare_app).values())
     fill(bare_app)
+
+
+def test_events_of_no_printer_have_no_place_before_they_were_allowed(bare_app: Flask) -> None:
+    """The way back takes them along, with what hangs on them, and nothing else."""
+    migrate(bare_app)
+    farm = fill(bare_app)
+    before = rows(bare_app)
+    with bare_app.app_context():
+        now = bare_app.extensions["clock"]()
+        event = PrintEvent(user_id=farm.user["id"], kind="shop.reconnect_needed", details={"shop": {}}, at=now)
+        db.session.add(event)
+        (mail,) = fan_out(event)
+        db.session.flush()
+        db.session.add(DeliveryAttempt(user_id=mail.user_id, delivery_id=mail.id, at=now, duration_ms=1, is_ok=True))
+        db.session.execute(sa.update(Delivery).where(Delivery.id < mail.id).values(folded_into_id=mail.id))
+        db.session.commit()
+    migrate(bare_app, to="0005", down=True)
+    assert rows(bare_app) == before
+    with bare_app.app_context(), db.engine.connect() as connection:
+        assert set(connection.execute(sa.text("SELECT folded_into_id FROM deliveries")).scalars()) == {None}
+    migrate(bare_app)
+    assert rows(bare_app) == before
 
 
 def test_up_to_date_again_changes_nothing(bare_app: Flask) -> None:

@@ -202,8 +202,10 @@ def test_the_same_status_again_tells_nobody_twice(farm: Farm, printer_id: int) -
 # What printers and endpoints say
 
 
-def happen(app: Flask, printer_id: int, kind: str, *, at: datetime = BASE_TIME, **details: Any) -> list[Delivery]:
-    """An event of a printer as whoever notices it writes it down."""
+def happen(
+    app: Flask, printer_id: int | None, kind: str, *, at: datetime = BASE_TIME, **details: Any
+) -> list[Delivery]:
+    """An event, of a printer or of none, as whoever notices it writes it down."""
     with app.app_context():
         user_id = db.session.execute(sa.select(User.id)).scalars().first()
         event = PrintEvent(user_id=user_id, printer_id=printer_id, kind=kind, reason="why", details=details, at=at)
@@ -306,6 +308,35 @@ def test_that_a_webhook_was_switched_off_is_told_by_mail_whatever_is_preferred(
     prefer(farm, printer_id, **dict.fromkeys(NOTIFY, False), email_enabled=False, webhook_url=URL)
     add_channel(farm, printer_id, "phone")
     assert ways(happen(app, printer_id, "webhook.disabled")) == ["email"]
+
+
+def test_what_concerns_no_printer_goes_to_its_owner_by_mail_at_once_in_one_statement(
+    app: Flask, farm: Farm, stranger: Farm, printer_id: int
+) -> None:
+    prefer(farm, printer_id, **dict.fromkeys(NOTIFY, False), email_enabled=False, webhook_url=URL)
+    add_channel(farm, printer_id, "phone")
+    with farm.database() as session:
+        session.execute(sa.update(PrintNotification).values(quiet_from="00:00", quiet_to="23:59", digest="daily"))
+        session.commit()
+    shop = {"id": 3, "name": "PrintedThings", "has_own_key": False}
+    read: list[str] = []
+    with app.app_context():
+        engine = db.engine
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("SELECT") and "print_notifications" in statement:
+            read.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        (made,) = happen(app, None, "shop.reconnect_needed", at=EVENING, shop=shop)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+    assert len(read) == 1
+    assert (made.user_id, made.printer_id, made.target) == (farm.user["id"], None, "seller@example.com")
+    assert (made.destination, made.is_urgent, made.next_try_at) == ("email", True, EVENING)
+    data = {"event_id": made.event_id, "printer": None, "reason": "why", "shop": shop}
+    assert made.payload == {"type": "shop.reconnect_needed", "timestamp": "2026-11-21T22:30:00Z", "data": data}
 
 
 def test_what_happens_while_a_webhook_is_off_is_kept_for_when_it_is_on_again(

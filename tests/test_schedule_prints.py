@@ -252,13 +252,31 @@ def test_a_profile_that_knows_its_plate_makes_as_many_prints_as_it_takes(
     prints = scheduled(farm, farm.add_order({"title": "Vase", "quantity": quantity})["id"], printer_id)
     assert len(prints) == count
     assert all(each["notes"].startswith(f"Quantity: {quantity}") for each in prints)
+    # A sliced plate is printed whole; of a plate that nobody has counted, the one print is for the whole line.
+    assert [each["units"] for each in prints] == [units or quantity] * count
+
+
+def test_a_print_of_a_line_without_a_profile_is_for_the_whole_line(farm: Farm, printer_id: int) -> None:
+    made = scheduled(farm, farm.add_order({"title": "Vase", "quantity": 3})["id"], printer_id)
+    assert [each["units"] for each in made] == [3]
+
+
+def test_a_print_that_is_tried_again_still_makes_as_many(farm: Farm, printer_id: int) -> None:
+    farm.add_profile("Vase", units_per_plate=4)
+    order = farm.add_order({"title": "Vase", "quantity": 6})
+    first = scheduled(farm, order["id"], printer_id)[0]
+    farm.move(first["id"], "started", "failed")
+    again = farm.post(f"/api/bambu/scheduled-prints/{first['id']}/retry")
+    assert (again.status_code, again.json["units"]) == (200, 4), again.text
 
 
 def test_prints_of_one_plate_after_another_say_what_lies_on_each(farm: Farm, printer_id: int) -> None:
     farm.add_profile("Vase", units_per_plate=2)
     prints = scheduled(farm, farm.add_order({"title": "Vase", "quantity": 5})["id"], printer_id)
     assert [each["notes"] for each in prints] == [
-        f"Quantity: 5 (plate {number} of 3, {units} on it)" for number, units in ((1, 2), (2, 2), (3, 1))
+        "Quantity: 5 (plate 1 of 3, 2 on it)",
+        "Quantity: 5 (plate 2 of 3, 2 on it)",
+        "Quantity: 5 (plate 3 of 3, 2 on it, 1 to spare)",
     ]
     assert starts(prints) == [None, "11:15", "13:30"]
 

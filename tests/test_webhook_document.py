@@ -61,7 +61,7 @@ def _cause_by_the_machine(farm: Farm, printer_id: int, clock: Clock, what: str) 
         of_print, user_id, at = session.get_one(ScheduledPrint, made["id"]), farm.user["id"], clock()
         connection = session.execute(sa.select(PrinterConnection)).scalar_one()
         match what:
-            case "needs_look":
+            case "needs_look" | "not_wanted":
                 event = PrintEvent(
                     user_id=user_id,
                     printer_id=printer_id,
