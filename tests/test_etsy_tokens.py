@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,40 +16,16 @@ from etsy_sync import sync_due
 from etsy_tokens import EtsyAccess, ShopCalls
 from models import Shop, db
 from simulator.etsy import SimulatedEtsy
-from tests.apps import another_app
 from tests.conftest import BASE_TIME, Clock
 from tests.etsy_bench import (
-    KEYSTRING,
-    SHARED_SECRET,
     access_of,
     calls_to,
     connect,
     go,
     process,
-    settings_of,
     shop_row,
     sync,
 )
-from tests.farm_builder import Farm
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def shop_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
-        yield made
-
-
-@pytest.fixture
-def shop_id(shop_app: Flask) -> int:
-    return connect(shop_app, Farm(shop_app, "seller@example.com").user["id"])
 
 
 def ask(app: Flask, shop_id: int, access: EtsyAccess | None = None, **options: bool) -> Any:
