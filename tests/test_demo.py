@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,12 +25,15 @@ import requests
 
 import demo
 from simulator import SimulatedPrinter, StartRecord
+from simulator import demo_etsy_judges as etsy_judges
 from simulator import demo_judges as judges
 from simulator.demo_checks import Check, CheckList
+from simulator.demo_goods import CARRIER, LINES, RECEIPT_ID, TRACKING
 from simulator.demo_screen import LiveScreen, PlainScreen, choose_screen
 from simulator.demo_seller import Seller
-from simulator.demo_stage import DemoFailed, Post, Scene, Stage
+from simulator.demo_stage import WEATHER_KEY, DemoFailed, Post, Scene, Stage
 from simulator.demo_watch import Lane, Sighting
+from simulator.etsy import SeenRequest, Shipment, SimulatedEtsy, make_receipt
 from simulator.sinks import WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
@@ -113,16 +116,26 @@ def test_one_round_shows_everything_with_evidence_and_ends_with_0(tmp_path: Path
     evidence = lines_of(ended.stdout, "[ok]  ")
     assert list(evidence) == list(Check)
     assert "let the app in" in evidence[Check.PRINTERS]
+    assert evidence[Check.WEATHER].startswith("1 store sealed, 4 fine; 2 calls to http://127.0.0.1:")
+    assert evidence[Check.LOGIN] == "PrintedThings is account 1's; 2 codes, each with its PKCE verifier"
     assert "receipt 3100000007" in evidence[Check.RECEIPT] and "3 lines, 81.90 EUR" in evidence[Check.RECEIPT]
-    assert "4 prints" in evidence[Check.CHAIN] and "1 digital line skipped" in evidence[Check.CHAIN]
+    assert "4 prints" in evidence[Check.PLAN] and "1 digital line skipped" in evidence[Check.PLAN]
     assert evidence[Check.UPLOAD].count(".gcode.3mf on Right") == 2
+    assert len(set(re.findall(r"farm-\S+ on (?:Left|Right)", evidence[Check.UPLOAD]))) == 4
     assert "Left was told 2 and accepted 2" in evidence[Check.START]
     assert "layers 1–60 of 60" in evidence[Check.REPORT]
     assert "963.4 g" in evidence[Check.FILAMENT] and "980.8 g" in evidence[Check.FILAMENT]
     assert evidence[Check.ORDER].endswith("queued → printing → printed")
     assert "“Finished: " in evidence[Check.MAIL] and evidence[Check.MAIL].count("Order #3100000007") == 1
     assert "Left 4 (print.started and print.completed)" in evidence[Check.WEBHOOK]
-    for step in ("POST /api/orders/sync", "preparing", "scheduled → started", "finished, 100 %", "started → completed"):
+    assert "3 lines for Robin Example, 4 tickets" in evidence[Check.PAPERS]
+    assert evidence[Check.SHIPPED] == "receipt 3100000007 is completed there, with dhl JJD00123456789"
+    assert evidence[Check.ONCE].startswith("1 mail to Robin Example, 1 call to Etsy")
+    assert "demo/app.log: no key" in evidence[Check.SECRETS]
+    assert (tmp_path / "demo" / "job-tickets.html").exists()
+    assert "POST /api/orders/sync" not in ended.stdout
+    steps = ("5 °C and 85 % outside", "preparing", "scheduled → started", "finished, 100 %", "started → completed")
+    for step in (*steps, "Shipped, and Etsy knows"):
         assert step in ended.stdout
     assert all_have_ended(tmp_path / "demo")
 
@@ -130,22 +143,34 @@ def test_one_round_shows_everything_with_evidence_and_ends_with_0(tmp_path: Path
 def test_printers_without_developer_mode_are_told_apart_from_success(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "demo", free_port(), FAST, patience_seconds=4.0, has_developer_mode=False)
     code, output = play(scene)
-    missed = lines_of(output, "[MISS]")
+    misses = lines_of(output, "[MISS]")
     assert code == 1
-    assert list(lines_of(output, "[ok]  ")) == [Check.PRINTERS, Check.RECEIPT, Check.CHAIN]
-    assert missed[Check.START].endswith("Right was told 0 and accepted 0, for 2 prints")
-    assert missed[Check.MOVES].startswith("print 1 went queued → scheduled → failed; print 2 went queued → scheduled;")
+    seen = [Check.PRINTERS, Check.WEATHER, Check.LOGIN, Check.RECEIPT, Check.PLAN, Check.SECRETS]
+    assert list(lines_of(output, "[ok]  ")) == seen
+    assert misses[Check.SHIPPED] == "never reached"
+    assert misses[Check.START].endswith("Right was told 0 and accepted 0, for 2 prints")
+    assert misses[Check.MOVES].startswith("print 1 went queued → scheduled → failed; print 4 went queued → scheduled;")
     *_, left, right, log = output.splitlines()
     assert left.startswith("Left: print 1, Spiral vase, failed: ") and "Developer Mode" in left
-    assert right.startswith("Right: print 3, Cable clips, set of 4, does not go on: ") and "Developer Mode" in right
+    assert right.startswith("Right: print 2, Cable clips, set of 4, does not go on: ") and "Developer Mode" in right
     assert log.endswith("demo/app.log")
 
 
 def test_a_webhook_whose_signature_does_not_hold_is_told_apart_from_success(tmp_path: Path) -> None:
     code, output = play(Scene(tmp_path / "demo", free_port(), FAST, receivers_trust=OTHER_SECRET))
-    missed = lines_of(output, "[MISS]")
-    assert (code, list(missed)) == (1, [Check.WEBHOOK]), output
-    assert "4 of 4 signatures of Left do not hold" in missed[Check.WEBHOOK]
+    misses = lines_of(output, "[MISS]")
+    assert (code, list(misses)) == (1, [Check.WEBHOOK]), output
+    assert "4 of 4 signatures of Left do not hold" in misses[Check.WEBHOOK]
+
+
+def test_an_etsy_that_loses_the_tracking_is_told_apart_from_success(tmp_path: Path) -> None:
+    code, output = play(Scene(tmp_path / "demo", free_port(), FAST, etsy_loses_tracking=True))
+    misses = lines_of(output, "[MISS]")
+    assert (code, list(misses)) == (1, [Check.SHIPPED]), output
+    assert misses[Check.SHIPPED].startswith(
+        "Etsy holds no tracking number instead of dhl JJD00123456789; the app says: "
+    )
+    assert "add it by hand" in misses[Check.SHIPPED]
 
 
 def test_on_a_terminal_it_keeps_serving_what_it_says_until_ctrl_c(tmp_path: Path) -> None:
@@ -174,7 +199,7 @@ def test_on_a_terminal_it_keeps_serving_what_it_says_until_ctrl_c(tmp_path: Path
         answers = run_commands(shown)
         assert [printer["name"] for printer in answers[0]] == ["Left", "Right"]
         assert answers[1]["message"] == "Imported 1 new orders"
-        assert [each["status"] for each in answers[2]["prints"]] == ["queued", "queued"]
+        assert [(each["order_id"], each["status"]) for each in answers[2]] == [(2, "queued"), (2, "queued")]
         os.write(terminal, b"\x03")
         output = read_until(terminal, "have ended.", output)
         assert running.wait(20) == 0
@@ -304,6 +329,60 @@ def test_each_judgement_can_go_against_the_product(lane: Lane) -> None:
     assert judge(lane) == {Check.UPLOAD, Check.REPORT, Check.START}
     starts.clear()
     assert Check.START in judge(lane)
+
+
+def missed(check: Check, judge: Callable[[CheckList], None]) -> str:
+    """What is missed, in words; empty if nothing is."""
+    checks = CheckList()
+    judge(checks)
+    (found,) = [each for each in checks.findings if each.check is check]
+    return "" if found.was_seen else found.words
+
+
+def test_a_parcel_that_etsy_does_not_hold_or_was_told_of_twice_is_missed() -> None:
+    order = {"production_status": "shipped", "tracking_number": TRACKING}
+    told = {"sent": True, "tracking_stored": True, "reason": None}
+    notice = Shipment(RECEIPT_ID, TRACKING, CARRIER, None)
+    call = SeenRequest("POST", f"/v3/application/shops/1/receipts/{RECEIPT_ID}/tracking", {}, {}, b"")
+
+    def shipped(*parcels: tuple[str, str], status: str = "Completed", **says: object) -> str:
+        receipt = make_receipt(receipt_id=RECEIPT_ID, lines=LINES, status=status)
+        receipt["shipments"] = [{"carrier_name": name, "tracking_code": code} for name, code in parcels]
+        return missed(Check.SHIPPED, lambda checks: etsy_judges.judge_shipped(checks, receipt, order | says, told))
+
+    assert shipped((CARRIER, TRACKING)) == ""
+    assert shipped() == f"Etsy holds no tracking number instead of dhl {TRACKING}"
+    assert shipped((CARRIER, TRACKING), ("other", "123")).startswith(f"Etsy holds dhl {TRACKING}, other 123 instead")
+    assert shipped((CARRIER, TRACKING), status="Paid") == "at Etsy it is Paid"
+    assert "it is printed" in shipped((CARRIER, TRACKING), production_status="printed")
+    with SimulatedEtsy("keystring", "secret") as etsy:
+
+        def once(second: Mapping[str, object]) -> str:
+            return missed(Check.ONCE, lambda checks: etsy_judges.judge_once(checks, etsy, {"etsy": told}, second))
+
+        assert once({"etsy": told}) == "Robin Example got 0 mails; Etsy was told 0 times"
+        etsy.shipments.append(notice)
+        etsy.requests.append(call)
+        assert once({"etsy": told}) == ""
+        assert once({}) == "the second time the app answered something else"
+        etsy.shipments.append(notice)
+        etsy.requests.append(call)
+        assert once({"etsy": told}) == "Robin Example got 2 mails; Etsy was told 2 times"
+
+
+def test_a_secret_in_the_log_is_missed(tmp_path: Path) -> None:
+    with Stage(Scene(tmp_path / "demo", free_port()), threading.Event()) as stage:
+        for post in stage.posts:
+            post.webhook_secret = OTHER_SECRET
+
+        def secrets(log: str) -> str:
+            stage.log_path.write_text(log)
+            return missed(Check.SECRETS, lambda checks: judges.judge_secrets(checks, stage, "eyJ-token"))
+
+        assert secrets("GET /data/2.5/weather?appid=[hidden]") == ""
+        assert secrets("") == "there is no log"
+        assert secrets(f"GET /data/2.5/weather?appid={WEATHER_KEY}") == "the weather's key is in it"
+        assert secrets("Bearer eyJ-token 61204873") == "the seller's token is in it; the access code of Left is in it"
 
 
 @pytest.mark.parametrize(
