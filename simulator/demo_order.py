@@ -25,9 +25,11 @@ def bring_in_order(show: Show) -> int:
     shops = ", ".join(shop["name"] for shop in user["shops"])
     screen.tell(f"Etsy shop {shops}: login, consent, redirect", "GET /api/auth/etsy/login, …/callback")
     signed_in = seller.sign_in_with_etsy()
-    screen.tell(f"“Sign in with Etsy” in another browser: it is account {signed_in['id']} again", "the same calls")
+    screen.tell(
+        f"“Sign in with Etsy” in another browser: it is account {signed_in['id']} again", "the same, without a token"
+    )
     judges.judge_login(show.checks, stage.etsy, user, signed_in)
-    screen.tell("Celery looks every 5 s which shop is due; nobody presses anything")
+    screen.tell("Now nobody presses anything: Celery looks every 5 s which shop is due")
 
     def has_come() -> bool:
         shop = seller.get("/api/orders/sync")["shops"][0]
@@ -39,7 +41,9 @@ def bring_in_order(show: Show) -> int:
     seconds = time.monotonic() - connected_at
     judges.judge_receipt(show.checks, stage.etsy, receipt, orders, seconds)
     if not orders:
-        raise DemoFailed(f"The order did not come in: {shop['sync_error'] or 'no reason is given'}. {stage.log_hint()}")
+        raise DemoFailed(
+            f"The order did not come in: {shop['sync_error'] or 'its shop was not synced'}. {stage.log_hint()}"
+        )
     done = shop["sync_progress"]
     screen.tell(f"{done['created']} order came in, with {done['requests']} requests", "GET /api/orders/sync")
     _tell_order(show, orders[0])

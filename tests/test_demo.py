@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
 import os
 import pty
+import random
 import re
 import select
 import shutil
@@ -38,7 +40,7 @@ from simulator.sinks import WebhookReceiver
 
 ROOT = Path(__file__).parent.parent
 ROUND_SECONDS = 60
-FAST = 400.0
+FAST = 300.0
 OTHER_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -49,9 +51,12 @@ ON_TERMINAL = (
 
 
 def free_port() -> int:
-    """The app's first choice: one of its own for each demo, so that several may begin at once."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """The app's first choice: one of its own for each demo, so that several may begin at once. Below those that the
+    system hands out: else one of the stage's own servers may have it before the app does."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def command(folder: Path, *options: str) -> list[str]:
