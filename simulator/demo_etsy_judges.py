@@ -93,7 +93,7 @@ def judge_plan(checks: CheckList, posts: Sequence[Post], prints: Sequence[Mappin
         starts = [datetime.fromisoformat(each["scheduled_start"] or each["created_at"]) for each in own]
         for before, start, following in zip(own, starts, starts[1:], strict=False):
             if following - start < timedelta(minutes=before["estimated_duration_minutes"]) + PLATE_BUFFER:
-                faults.append(f"print {before['id']} and the next one overlap")
+                faults.append(f"print {before['id']} and the next overlap")
         hours += [f"{start:%H:%M}" for start in starts[1:]]
     words = (
         f"{len(prints)} prints: {VASE.title} on {posts[0].name}, {CLIPS.title} on {posts[1].name}, the first of each "

@@ -40,7 +40,8 @@ def judge_weather(checks: CheckList, weather: SimulatedWeather, advice: Mapping[
     sources = [(each["material_type"], each["humidity_source"]) for each in advice["materials"]]
     due = [*[(material, "ams") for material, _ in FILAMENTS] * 2, (OUTSIDE[0], "outdoor_estimate")]
     if sorted(sources) != sorted(due):
-        faults.append(f"the spools are judged by {', '.join(f'{what}: {source}' for what, source in sources)}")
+        told_by = ", ".join(f"{what}: {source}" for what, source in sources)
+        faults.append(f"the spools are judged by {told_by or 'nothing'}")
     if any(not each["advice"] for each in advice["materials"]):
         faults.append("not each spool has its advice")
     if any(key in json.dumps(advice) for key in (WEATHER_KEY, "appid")):

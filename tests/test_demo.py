@@ -18,25 +18,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import requests
 
 import demo
-from simulator import SimulatedPrinter, StartRecord
-from simulator import demo_etsy_judges as etsy_judges
-from simulator import demo_judges as judges
-from simulator.demo_checks import Check, CheckList
-from simulator.demo_goods import CARRIER, LINES, RECEIPT_ID, TRACKING
+from simulator.demo_checks import Check
 from simulator.demo_screen import LiveScreen, PlainScreen, choose_screen
 from simulator.demo_seller import Seller
-from simulator.demo_stage import WEATHER_KEY, DemoFailed, Post, Scene, Stage
-from simulator.demo_watch import Lane, Sighting
-from simulator.etsy import SeenRequest, Shipment, SimulatedEtsy, make_receipt
-from simulator.sinks import WebhookReceiver
+from simulator.demo_stage import DemoFailed, Scene, Stage
 
 ROOT = Path(__file__).parent.parent
 ROUND_SECONDS = 60
@@ -271,123 +262,6 @@ def test_a_taken_port_is_passed_over(tmp_path: Path) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)), Stage(Scene(tmp_path / "demo", port), threading.Event()) as stage:
         assert stage.port > port
-
-
-def test_nothing_counts_as_seen_until_it_was() -> None:
-    checks = CheckList()
-    assert not checks.is_whole
-    assert {finding.words for finding in checks.findings} == {"never reached"}
-    checks.settle(Check.PRINTERS, [], "two")
-    checks.break_off("the app has ended")
-    assert checks.reasons == ["the app has ended"]
-    first, second, third, *_ = checks.findings
-    assert (first.was_seen, second.was_seen, second.words) == (True, False, "the app has ended")
-    assert third.words == "never reached"
-    for check in Check:
-        checks.settle(check, [], "seen")
-    assert checks.is_whole
-    checks.settle(Check.MAIL, ["3 of 8 came"], "8 came")
-    assert not checks.is_whole
-
-
-@pytest.fixture
-def lane() -> Iterator[Lane]:
-    """A printer, switched off, on which print 1 went by the book."""
-    printer = SimulatedPrinter("01P00A000000007", "12345678")
-    at = datetime(2026, 11, 21, tzinfo=UTC)
-    printer.machine.starts.append(StartRecord(1.0, at, "100001", "ftp://a.3mf", "Metadata/plate_1.gcode", "accepted"))
-    with WebhookReceiver() as receiver:
-        lane = Lane(Post("Left", printer, receiver, 1, 1), [1])
-        lane.sightings[1] = Sighting(24.0, 210.0, 220.0, {1, 2, 3}, 3, True, "farm-100001.gcode.3mf", "abc")
-        yield lane
-    printer.stop()
-
-
-def judge(lane: Lane, *, events: str = "queued scheduled started completed", grams_left: float = 981.7) -> set[Check]:
-    """What is missed of what a printer, its ledger and its print's history tell."""
-    checks = CheckList()
-    words = events.split()
-    history = [{"to_status": to, "from_status": before} for before, to in zip(["", *words], words, strict=False)]
-    spool = {"slot": 0, "material_type": "PLA", "remaining_grams": grams_left, "used_grams": 18.3, "cost_used": 0.46}
-    judges.judge_uploads(checks, [lane], {1: "abc"})
-    judges.judge_starts(checks, [lane])
-    judges.judge_reports(checks, [lane])
-    judges.judge_moves(checks, [lane], {1: history})
-    judges.judge_filament(checks, [lane], {1: {"material_type": "PLA", "estimated_grams": 18.3}}, {"Left": [spool]})
-    judged = (Check.UPLOAD, Check.START, Check.REPORT, Check.MOVES, Check.FILAMENT)
-    return {each.check for each in checks.findings if each.check in judged and not each.was_seen}
-
-
-def test_each_judgement_can_go_against_the_product(lane: Lane) -> None:
-    assert judge(lane) == set()
-    assert judge(lane, grams_left=981.6) == {Check.FILAMENT}
-    assert judge(lane, events="queued scheduled started failed queued scheduled started completed") == {Check.MOVES}
-    assert judge(lane, events="queued started completed") == {Check.MOVES}
-    lane.sightings[1].stored_sha256 = "abd"
-    lane.sightings[1].coldest = None
-    assert judge(lane) == {Check.UPLOAD, Check.REPORT}
-    lane.sightings[1].coldest, lane.sightings[1].layers = 24.0, {3}
-    assert judge(lane) == {Check.UPLOAD, Check.REPORT}
-    del lane.sightings[1]
-    starts = lane.post.printer.machine.starts
-    starts.append(starts[0])
-    assert judge(lane) == {Check.UPLOAD, Check.REPORT, Check.START}
-    starts.clear()
-    assert Check.START in judge(lane)
-
-
-def missed(check: Check, judge: Callable[[CheckList], None]) -> str:
-    """What is missed, in words; empty if nothing is."""
-    checks = CheckList()
-    judge(checks)
-    (found,) = [each for each in checks.findings if each.check is check]
-    return "" if found.was_seen else found.words
-
-
-def test_a_parcel_that_etsy_does_not_hold_or_was_told_of_twice_is_missed() -> None:
-    order = {"production_status": "shipped", "tracking_number": TRACKING}
-    told = {"sent": True, "tracking_stored": True, "reason": None}
-    notice = Shipment(RECEIPT_ID, TRACKING, CARRIER, None)
-    call = SeenRequest("POST", f"/v3/application/shops/1/receipts/{RECEIPT_ID}/tracking", {}, {}, b"")
-
-    def shipped(*parcels: tuple[str, str], status: str = "Completed", **says: object) -> str:
-        receipt = make_receipt(receipt_id=RECEIPT_ID, lines=LINES, status=status)
-        receipt["shipments"] = [{"carrier_name": name, "tracking_code": code} for name, code in parcels]
-        return missed(Check.SHIPPED, lambda checks: etsy_judges.judge_shipped(checks, receipt, order | says, told))
-
-    assert shipped((CARRIER, TRACKING)) == ""
-    assert shipped() == f"Etsy holds no tracking number instead of dhl {TRACKING}"
-    assert shipped((CARRIER, TRACKING), ("other", "123")).startswith(f"Etsy holds dhl {TRACKING}, other 123 instead")
-    assert shipped((CARRIER, TRACKING), status="Paid") == "at Etsy it is Paid"
-    assert "it is printed" in shipped((CARRIER, TRACKING), production_status="printed")
-    with SimulatedEtsy("keystring", "secret") as etsy:
-
-        def once(second: Mapping[str, object]) -> str:
-            return missed(Check.ONCE, lambda checks: etsy_judges.judge_once(checks, etsy, {"etsy": told}, second))
-
-        assert once({"etsy": told}) == "Robin Example got 0 mails; Etsy was told 0 times"
-        etsy.shipments.append(notice)
-        etsy.requests.append(call)
-        assert once({"etsy": told}) == ""
-        assert once({}) == "the second time the app answered something else"
-        etsy.shipments.append(notice)
-        etsy.requests.append(call)
-        assert once({"etsy": told}) == "Robin Example got 2 mails; Etsy was told 2 times"
-
-
-def test_a_secret_in_the_log_is_missed(tmp_path: Path) -> None:
-    with Stage(Scene(tmp_path / "demo", free_port()), threading.Event()) as stage:
-        for post in stage.posts:
-            post.webhook_secret = OTHER_SECRET
-
-        def secrets(log: str) -> str:
-            stage.log_path.write_text(log)
-            return missed(Check.SECRETS, lambda checks: judges.judge_secrets(checks, stage, "eyJ-token"))
-
-        assert secrets("GET /data/2.5/weather?appid=[hidden]") == ""
-        assert secrets("") == "there is no log"
-        assert secrets(f"GET /data/2.5/weather?appid={WEATHER_KEY}") == "the weather's key is in it"
-        assert secrets("Bearer eyJ-token 61204873") == "the seller's token is in it; the access code of Left is in it"
 
 
 @pytest.mark.parametrize(
