@@ -37,7 +37,7 @@ $(STAMP): requirements.txt requirements-dev.txt
 serve: $(STAMP) ## Run the whole farm in one process for development, on http://127.0.0.1:5000
 	FLASK_ENV=development AUTO_DB_CREATE=1 $(PY) app.py
 
-demo: $(STAMP) ## From an Etsy order to a finished print, simulated (ONCE=1 ends after one round)
+demo: $(STAMP) ## An Etsy order is printed and shipped, simulated (ONCE=1 ends after one round)
 	$(PY) demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(STAMP) ## All tests on SQLite, then those of the database on PostgreSQL (TEST_DATABASE_URL=... or its own)

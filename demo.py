@@ -1,7 +1,7 @@
-"""`python demo.py [--once]`: one Etsy order becomes a finished print, before your eyes, on this machine alone.
+"""`python demo.py [--once]`: an Etsy order is printed and shipped, before your eyes, on this machine alone.
 
 The product runs as it does anywhere, as a process of its own, and is spoken to over HTTP only. Simulated are the two
-printers and Etsy; what they say and are told goes over real sockets.
+printers, Etsy and the weather; what they say and are told goes over real sockets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from simulator.demo_checks import CheckList
 from simulator.demo_screen import Screen, choose_screen
 from simulator.demo_seller import EMAIL, PASSWORD
-from simulator.demo_stage import ROOT, DemoFailed, Interrupted, Scene, Stage, shown_path
+from simulator.demo_stage import ROOT, SPEED, DemoFailed, Interrupted, Scene, Stage, shown_path
 from simulator.demo_walk import Walk
 
 INTERRUPTED = 130
@@ -33,8 +33,8 @@ def run(scene: Scene, screen: Screen, stop: threading.Event, *, once: bool) -> i
     Not `once`, it keeps serving after that until `stop` is set.
     """
     screen.begin(
-        "From an Etsy order to a finished print",
-        "The app and every connection are real. Etsy and the two printers are simulated; nothing leaves this machine.",
+        "From an Etsy order to a finished print, and back to Etsy as shipped",
+        "The app and every connection are real. Etsy, weather and printers are simulated; nothing leaves this machine.",
     )
     checks = CheckList()
     try:
@@ -97,20 +97,21 @@ def _farewell(stage: Stage) -> list[str]:
         "",
         'curl -s -H "Authorization: Bearer $TOKEN" $API/printers',
         "",
-        f"Another order has come in at Etsy. Import it, and queue its prints on {stage.posts[0].name}:",
+        "Somebody else has bought at Etsy. Do not wait for the next sync, and look at the prints that it makes:",
         "",
         'curl -s -X POST -H "Authorization: Bearer $TOKEN" $API/orders/sync',
-        'curl -s -H "Authorization: Bearer $TOKEN" $API/orders/2/schedule-prints \\',
-        f"""  -H 'Content-Type: application/json' -d '{{"printer_id": {stage.posts[0].printer_id}}}'""",
+        'curl -s -H "Authorization: Bearer $TOKEN" "$API/bambu/scheduled-prints?order_id=2"',
         "",
         "Each print starts with POST $API/bambu/scheduled-prints/<id>/start.",
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="One Etsy order becomes a finished print, simulated.")
+    parser = argparse.ArgumentParser(description="An Etsy order is printed and shipped, simulated.")
     parser.add_argument("--once", action="store_true", help="end after one round: 0 if everything was seen to happen")
-    parser.add_argument("--speed", type=float, default=180.0, help="the printers' seconds per real one (default 180)")
+    parser.add_argument(
+        "--speed", type=float, default=SPEED, help=f"the printers' seconds per real one (default {SPEED:g})"
+    )
     parser.add_argument("--port", type=int, default=5000, help="the app's, or the next free one (default 5000)")
     parser.add_argument(
         "--folder",

@@ -10,8 +10,10 @@ class Check(StrEnum):
     """In the order in which they happen; the value is the promise in words."""
 
     PRINTERS = "Two simulated printers came up and are connected"
-    RECEIPT = "An Etsy receipt was imported over HTTP"
-    CHAIN = "The chained prints were made"
+    WEATHER = "Each loaded spool got its advice, by the AMS or the weather"
+    LOGIN = "Etsy's login connected the shop, and opens the same account"
+    RECEIPT = "The order came in from Etsy by itself"
+    PLAN = "Its prints were made by themselves, on the printers that fit"
     UPLOAD = "Each sliced file arrived on its printer by FTPS"
     START = "Each print was started over MQTT exactly once"
     REPORT = "Heating, layers and FINISH were seen through the API"
@@ -20,6 +22,10 @@ class Check(StrEnum):
     ORDER = "The order became printed"
     MAIL = "The e-mails arrived"
     WEBHOOK = "The signed webhooks arrived and were verified"
+    PAPERS = "Packing slip and job tickets are pages to print"
+    SHIPPED = "Etsy has the order as shipped, with its tracking number"
+    ONCE = "Shipped twice, the buyer was mailed once"
+    SECRETS = "No key, secret or password is in the app's log"
 
 
 @dataclass(frozen=True, slots=True)

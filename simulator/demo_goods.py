@@ -1,4 +1,4 @@
-"""What the demo's shop sells, and who buys it."""
+"""What the demo's shop sells, where it is, who buys there, and how the parcel goes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from decimal import Decimal
 from simulator.etsy_receipts import ReceiptLine
 from simulator.sliced_file import Plate, make_sliced_file
 from simulator.spools import Spool
+from simulator.weather import BERLIN
 
 RECEIPT_ID, NEXT_RECEIPT_ID = 3_100_000_007, 3_100_000_008
 BUYER, NEXT_BUYER = "Robin Example", "Kim Example"
@@ -15,6 +16,10 @@ SPOOL_GRAMS = 1000.0
 COST_PER_KG = 24.99
 # By slot, on both printers: (type, colour).
 FILAMENTS = (("PLA", "#FFFFFF"), ("PETG", "#161616"))
+# On the holder outside of the AMS of the first one, where nothing measures the air.
+OUTSIDE = ("PA", "#3A3A3A")
+PLACE, ROOM_C = f"{BERLIN.name}, {BERLIN.country}", 17.0
+TRACKING, CARRIER = "JJD00123456789", "dhl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +68,8 @@ def make_spools() -> list[Spool | None]:
     """As the seller says they lie in the slots."""
     pla, petg = (f"{color[1:]}FF" for _, color in FILAMENTS)
     return [Spool("PLA", pla), Spool("PETG", petg, brand="PETG HF", filament_id="GFG02")]
+
+
+def make_outside_spool() -> Spool:
+    material, color = OUTSIDE
+    return Spool(material, f"{color[1:]}FF", rfid=False, brand=material, filament_id="GFN99")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from decimal import Decimal
 from email.message import EmailMessage
 from typing import Any
 
 from simulator.demo_checks import Check, CheckList
-from simulator.demo_goods import LINES, PRODUCTS, RECEIPT_ID, SPOOL_GRAMS
-from simulator.demo_seller import EMAIL
-from simulator.demo_stage import Post
+from simulator.demo_goods import FILAMENTS, OUTSIDE, SPOOL_GRAMS
+from simulator.demo_seller import EMAIL, PASSWORD
+from simulator.demo_stage import SHARED_SECRET, WEATHER_KEY, Post, Stage, shown_path
 from simulator.demo_watch import Lane, Sighting, subject_of
-from simulator.etsy import SimulatedEtsy
+from simulator.weather import SimulatedWeather
 
-CHAIN_BUFFER = timedelta(minutes=15)
-PRINTS_DUE = sum(-(-product.line.quantity // product.units_per_plate) for product in PRODUCTS)
 WALK = ["queued", "scheduled", "started", "completed"]
 # The API rounds grams to one decimal.
 GRAMS_TOLERANCE = 0.05
@@ -32,53 +30,26 @@ def judge_printers(checks: CheckList, posts: Sequence[Post]) -> None:
     checks.settle(Check.PRINTERS, faults, f"{' and '.join(evidence)} let the app in by their access codes")
 
 
-def judge_receipt(
-    checks: CheckList, etsy: SimulatedEtsy, receipt: Mapping[str, Any], orders: Sequence[Mapping[str, Any]]
-) -> None:
+def judge_weather(checks: CheckList, weather: SimulatedWeather, advice: Mapping[str, Any]) -> None:
+    """Five spools: four in an AMS that reports, and one outside of it, for which the weather counts."""
     faults = []
-    asked = [each for each in etsy.requests if each.method == "GET" and each.path.endswith("/receipts")]
-    if not asked:
-        faults.append("the simulated Etsy was never asked for receipts")
-    if [order["etsy_order_id"] for order in orders] != [str(RECEIPT_ID)]:
-        checks.settle(Check.RECEIPT, [*faults, f"the API lists {len(orders)} orders, not just {RECEIPT_ID}"], "")
-        return
-    order = orders[0]
-    bought = [(line["sku"], line["quantity"], line["options"], line["is_digital"]) for line in order["items"]]
-    if bought != [(line.sku, line.quantity, dict(line.variations), line.is_digital) for line in LINES]:
-        faults.append(f"its lines are {bought}")
-    total = Decimal(receipt["grandtotal"]["amount"]) / receipt["grandtotal"]["divisor"]
-    if Decimal(str(order["total_amount"])) != total:
-        faults.append(f"its total is {order['total_amount']} instead of {total}")
-    if order["ship_by"] is None:
-        faults.append("it has no date to ship by")
-        checks.settle(Check.RECEIPT, faults, "")
-        return
-    checks.settle(
-        Check.RECEIPT,
-        faults,
-        f"receipt {RECEIPT_ID} by {len(asked)} calls to {etsy.base_url}: {len(bought)} lines, {total:.2f} "
-        f"{order['currency']}, ship by {datetime.fromisoformat(order['ship_by']):%d %b %Y, %H:%M} UTC",
-    )
-
-
-def judge_chain(checks: CheckList, prints: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> None:
-    """The first at once; each next one not before the durations before it and a buffer each; priorities falling."""
-    faults = []
-    if (len(prints), len(skipped)) != (PRINTS_DUE, 1):
-        faults.append(f"{len(prints)} prints and {len(skipped)} skipped lines instead of {PRINTS_DUE} and 1")
-    if [each["priority"] for each in prints] != list(range(10, 10 - len(prints), -1)):
-        faults.append("the priorities do not fall from 10 one by one")
-    if any(each["status"] != "queued" for each in prints):
-        faults.append("not all are queued")
-    starts = [datetime.fromisoformat(each["scheduled_start"]) for each in prints if each["scheduled_start"]]
-    if len(starts) != len(prints) - 1 or prints[0]["scheduled_start"]:
-        faults.append("the first does not start at once, or another one does")
-    for before, start, following in zip(prints[1:], starts, starts[1:], strict=False):
-        if following - start != timedelta(minutes=before["estimated_duration_minutes"]) + CHAIN_BUFFER:
-            faults.append(f"print {before['id']} and the next one are not chained")
-    hours = ", ".join(f"{start:%H:%M}" for start in starts)
-    words = f"{len(prints)} prints, the first at once, the others not before {hours} UTC; 1 digital line skipped"
-    checks.settle(Check.CHAIN, faults, words)
+    outdoor = advice["outdoor"] or {}
+    told = (outdoor.get("temperature_c"), outdoor.get("humidity_percent"))
+    if told != (weather.temperature_c, weather.humidity_percent):
+        faults.append(f"the weather came as {told}; missing: {' '.join(advice['missing']) or 'nothing'}")
+    sources = [(each["material_type"], each["humidity_source"]) for each in advice["materials"]]
+    due = [*[(material, "ams") for material, _ in FILAMENTS] * 2, (OUTSIDE[0], "outdoor_estimate")]
+    if sorted(sources) != sorted(due):
+        told_by = ", ".join(f"{what}: {source}" for what, source in sources)
+        faults.append(f"the spools are judged by {told_by or 'nothing'}")
+    if any(not each["advice"] for each in advice["materials"]):
+        faults.append("not each spool has its advice")
+    if any(key in json.dumps(advice) for key in (WEATHER_KEY, "appid")):
+        faults.append("the key stands in the answer")
+    paths = ", ".join(dict.fromkeys(each.path for each in weather.requests))
+    counts = Counter(each["action"].replace("_", " ") for each in advice["materials"])
+    words = ", ".join(f"{count} {action}" for action, count in counts.items())
+    checks.settle(Check.WEATHER, faults, f"{words}; {len(weather.requests)} calls to {weather.base_url}: {paths}")
 
 
 def judge_uploads(checks: CheckList, lanes: Sequence[Lane], due: Mapping[int, str]) -> None:
@@ -133,7 +104,7 @@ def judge_moves(checks: CheckList, lanes: Sequence[Lane], events: Mapping[int, S
             ]
             if walked != WALK:
                 faults.append(f"print {print_id} went {' → '.join(walked)}")
-    words = f"prints {', '.join(str(print_id) for print_id in events)}, each by its own history of events"
+    words = f"prints {', '.join(str(print_id) for print_id in sorted(events))}, each by its own history of events"
     checks.settle(Check.MOVES, faults, words)
 
 
@@ -190,3 +161,24 @@ def judge_webhooks(checks: CheckList, lanes: Sequence[Lane]) -> None:
             faults.append(f"{lane.post.name}'s receiver got {len(received)} of {len(due)}")
         evidence.append(f"{lane.post.name} {len(received)} ({' and '.join(dict.fromkeys(map(str, kinds)))})")
     checks.settle(Check.WEBHOOK, faults, f"{', '.join(evidence)}; every signature holds for its printer's secret")
+
+
+def judge_secrets(checks: CheckList, stage: Stage, token: str) -> None:
+    """By the app's whole log so far. Whatever was asked with the keys is over by now."""
+    secrets = {
+        "the weather's key": WEATHER_KEY,
+        "Etsy's shared secret": SHARED_SECRET,
+        "the seller's password": PASSWORD,
+        "the seller's token": token,
+        **{f"the access code of {post.name}": post.printer.access_code for post in stage.posts},
+        **{f"the webhook secret of {post.name}": post.webhook_secret for post in stage.posts},
+    }
+    log = stage.log_path.read_text(errors="replace")
+    faults = [f"{name} is in it" for name, secret in secrets.items() if secret in log]
+    if not log:
+        faults.append("there is no log")
+    words = (
+        f"{len(log.splitlines())} lines in {shown_path(stage.log_path)}: no key of Etsy's or the weather's, "
+        "no password, token, access code or webhook secret"
+    )
+    checks.settle(Check.SECRETS, faults, words)

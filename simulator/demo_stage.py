@@ -1,6 +1,7 @@
-"""The demo's stage: two printers, an Etsy, a mail server, webhook receivers, and the product as a process of its own.
+"""The demo's stage: two printers, an Etsy, a weather, mail and webhook receivers, and the product as its own process.
 
-Everything is real but the printers and Etsy, which are simulated on real sockets; nothing leaves this machine.
+Everything is real but the printers, Etsy and the weather, which are simulated on real sockets; nothing leaves this
+machine.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ from typing import Any, Self
 import requests
 
 from simulator.certificates import shared_authority
-from simulator.demo_goods import make_spools
+from simulator.demo_goods import make_outside_spool, make_spools
 from simulator.etsy import ReceiptLine, SimulatedEtsy, make_receipt
 from simulator.printer import SimulatedPrinter
 from simulator.sinks import MailSink, WebhookReceiver
+from simulator.spools import Spool
+from simulator.weather import SimulatedWeather
 
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 PORTS_TRIED = 100
 KEYSTRING, SHARED_SECRET = "demo-keystring", "demo-shared-secret"
+WEATHER_KEY = "demo-weather-key"
+# Simulated seconds per real one.
+SPEED = 220.0
 MARKER = ".demo"
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -55,15 +61,17 @@ class Interrupted(Exception):
 class Scene:
     """What is played. `speed`: simulated seconds per real second. `folder` is emptied at the start.
 
-    The last two spoil it on purpose: printers that take no commands, receivers that trust a wrong secret.
+    The last three spoil it on purpose: printers that take no commands, receivers that trust a wrong secret, an Etsy
+    that forgets tracking numbers.
     """
 
     folder: Path
     first_port: int = 5000
-    speed: float = 180.0
+    speed: float = SPEED
     patience_seconds: float = 30.0
     has_developer_mode: bool = True
     receivers_trust: str | None = None
+    etsy_loses_tracking: bool = False
 
 
 @dataclass(slots=True)
@@ -75,10 +83,15 @@ class Post:
     receiver: WebhookReceiver
     printer_id: int = 0
     connection_id: int = 0
+    webhook_secret: str = ""
 
     @property
     def model(self) -> str:
         return self.printer.machine.model.name
+
+    @property
+    def has_outside_spool(self) -> bool:
+        return any(spool is not None for spool in self.printer.machine.external.values())
 
 
 class Stage:
@@ -97,12 +110,14 @@ class Stage:
             self.port = _free_port(self.scene.first_port)
             self.base_url = f"http://{HOST}:{self.port}"
             self.posts = [
-                self._post(stack, "Left", "P1S", "01P00A412300045", "61204873"),
+                self._post(stack, "Left", "P1S", "01P00A412300045", "61204873", make_outside_spool()),
                 self._post(stack, "Right", "X1C", "00M00A299600712", "90317725"),
             ]
             self.etsy = stack.enter_context(
                 SimulatedEtsy(KEYSTRING, SHARED_SECRET, redirect_uris=[f"{self.base_url}/api/auth/etsy/callback"])
             )
+            self.etsy.loses_tracking = self.scene.etsy_loses_tracking
+            self.weather = stack.enter_context(SimulatedWeather(WEATHER_KEY))
             self.mail = stack.enter_context(MailSink())
             self._stack = stack.pop_all()
         return self
@@ -132,7 +147,9 @@ class Stage:
         folder.mkdir(mode=0o700)
         (folder / MARKER).touch()
 
-    def _post(self, stack: ExitStack, name: str, model: str, serial: str, access_code: str) -> Post:
+    def _post(
+        self, stack: ExitStack, name: str, model: str, serial: str, access_code: str, outside: Spool | None = None
+    ) -> Post:
         printer = stack.enter_context(
             SimulatedPrinter(
                 serial,
@@ -141,6 +158,7 @@ class Stage:
                 name=name,
                 speed=self.scene.speed,
                 spools=make_spools(),
+                external=outside,
                 developer_mode=self.scene.has_developer_mode,
             )
         )
@@ -180,6 +198,8 @@ class Stage:
             "ETSY_REDIRECT_URI": f"{self.base_url}/api/auth/etsy/callback",
             "ETSY_BASE_URL": self.etsy.base_url,
             "ETSY_AUTHORIZE_URL": self.etsy.authorize_url,
+            "OPENWEATHER_API_KEY": WEATHER_KEY,
+            "OPENWEATHER_BASE_URL": self.weather.base_url,
             "SMTP_HOST": self.mail.host,
             "SMTP_PORT": str(self.mail.port),
             "SMTP_FROM": "Print farm <farm@example.com>",

@@ -118,16 +118,19 @@ class Watch:
             lane.last_print_id = current
             sighting = lane.sightings.setdefault(current, Sighting())
             sighting.see(status)
-            self._look_into_storage(lane.post, sighting)
+            self._look_into_storage(lane, sighting)
         elif status["state"] == "finished" and lane.last_print_id is not None:
             lane.sightings[lane.last_print_id].see_end(status)
         return _view(lane, status, prints.get(current), _waiting(lane, prints))
 
-    def _look_into_storage(self, post: Post, sighting: Sighting) -> None:
-        """Only FTPS writes there. The app deletes the file when the print has ended."""
+    def _look_into_storage(self, lane: Lane, sighting: Sighting) -> None:
+        """Only FTPS writes there. The app deletes the file when the print has ended, or a moment after."""
         if sighting.stored_sha256:
             return
-        for path in post.printer.files.glob("*.3mf"):
+        earlier = {each.stored_name for each in lane.sightings.values()}
+        for path in lane.post.printer.files.glob("*.3mf"):
+            if path.name in earlier:
+                continue
             try:
                 content = path.read_bytes()
             except FileNotFoundError:

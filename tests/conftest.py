@@ -26,6 +26,8 @@ from simulator.cloud import SimulatedCloud
 from tests.clouds import NOWHERE, marked_cloud, settings_of
 from tests.farm_builder import Farm
 
+pytest_plugins = ["tests.etsy_bench"]
+
 BASE_TIME = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 
 

@@ -1,4 +1,5 @@
-"""A shop at a simulated Etsy without a login through the API, for tests of what lies below it."""
+"""A shop at a simulated Etsy without a login through the API, for tests of what lies below it. A plugin: the fixtures
+here are every test's."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 import requests
 import sqlalchemy as sa
 from flask import Flask
@@ -22,7 +24,10 @@ from etsy_sync import SyncResult, sync_shop
 from etsy_tokens import EtsyAccess
 from models import Shop, db
 from simulator.etsy import ReceiptLine, SimulatedEtsy, make_receipt
-from tests.conftest import BASE_TIME
+from tests import etsy_contract
+from tests.apps import another_app
+from tests.conftest import BASE_TIME, Clock
+from tests.farm_builder import Farm
 
 KEYSTRING, SHARED_SECRET = "kkkkeystring0123456789", "sssecret0123"
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,14 +39,53 @@ def settings_of(etsy: SimulatedEtsy) -> dict[str, str]:
         "ETSY_CLIENT_ID": KEYSTRING,
         "ETSY_SHARED_SECRET": SHARED_SECRET,
         "ETSY_REDIRECT_URI": "https://farm.example.com/back",
+        "PUBLIC_URL": "https://farm.example.com",
         "ETSY_BASE_URL": etsy.base_url,
         "ETSY_AUTHORIZE_URL": etsy.authorize_url,
     }
 
 
+@pytest.fixture
+def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
+    """Etsy on the test's clock. In the end, everything it was asked must be what Etsy's own document knows."""
+    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
+        yield made
+        etsy_contract.require(made.requests)
+
+
+@pytest.fixture
+def shop_app(
+    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
+) -> Iterator[Flask]:
+    """The database of `app` under an app that knows this Etsy."""
+    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
+        yield made
+
+
+@pytest.fixture
+def seller(shop_app: Flask) -> Farm:
+    return Farm(shop_app, "seller@example.com")
+
+
+@pytest.fixture
+def shop_id(shop_app: Flask, seller: Farm) -> int:
+    """The seller's shop, connected."""
+    return connect(shop_app, seller.user["id"])
+
+
 def access_of(app: Flask, sleep: Callable[[float], None] | None = None) -> EtsyAccess:
     access: EtsyAccess = app.extensions["parts"].etsy_access()
     return replace(access, sleep=sleep) if sleep else access
+
+
+def landed(auth_url: str) -> str:
+    """The address where the browser stands after the owner has said yes at Etsy."""
+    return requests.get(auth_url, allow_redirects=False, timeout=5).headers["Location"]
+
+
+def consent(auth_url: str) -> dict[str, str]:
+    """Code and state of that address."""
+    return {name: values[0] for name, values in parse_qs(urlsplit(landed(auth_url)).query).items()}
 
 
 def connect(app: Flask, user_id: int, now: datetime = BASE_TIME) -> int:
@@ -52,11 +96,9 @@ def connect(app: Flask, user_id: int, now: datetime = BASE_TIME) -> int:
     with app.app_context():
         state, url = begin_login(client, access.vault, user_id=user_id, now=now)
         db.session.commit()
-        location = requests.get(url, allow_redirects=False, timeout=5).headers["Location"]
         taken = take_login(state, access.vault, now=now)
         assert taken is not None
-        code = parse_qs(urlsplit(location).query)["code"][0]
-        found = look_up_shop(client, code, taken.verifier)
+        found = look_up_shop(client, consent(url)["code"], taken.verifier)
         connect_shop(found, access.vault, user_id=user_id, now=now)
         db.session.commit()
         query = sa.select(Shop.id).where(Shop.etsy_shop_id == found.etsy_shop_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def faults_of(request: SeenRequest) -> list[str]:
     if needs_login and not request.headers.get("authorization", "").startswith("Bearer "):
         faults.append("no access token")
     return [f"{where}: {each}" for each in faults]
+
+
+def require(requests: Iterable[SeenRequest]) -> None:
+    """Fails unless the document knows each of them; without the document beside the repository nothing is known."""
+    if DOCUMENT.exists():
+        assert [fault for request in requests for fault in faults_of(request)] == []
 
 
 def _operation(request: SeenRequest) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flask import Flask
+from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from models import db
@@ -19,13 +20,23 @@ class Farm:
     """One account. `get`, `post`, `put` and `delete` answer the response; `add_…` answer the JSON of what was made."""
 
     def __init__(self, app: Flask, email: str) -> None:
-        self.app = app
-        self.client = app.test_client()
-        answer = self.client.post("/api/auth/register", json={"email": email, "password": PASSWORD})
+        client = app.test_client()
+        answer = client.post("/api/auth/register", json={"email": email, "password": PASSWORD})
         assert answer.status_code == 201, answer.text
-        self.token: str = answer.json["token"]
-        self.refresh_token: str = answer.json["refresh_token"]
-        self.user: dict[str, Any] = answer.json["user"]
+        self._enter(client, answer.json)
+
+    @classmethod
+    def of(cls, client: FlaskClient, session: dict[str, Any]) -> Farm:
+        """The account of a session that was opened otherwise than by registering."""
+        farm = cls.__new__(cls)
+        farm._enter(client, session)
+        return farm
+
+    def _enter(self, client: FlaskClient, session: dict[str, Any]) -> None:
+        self.app, self.client = client.application, client
+        self.token: str = session["token"]
+        self.refresh_token: str = session["refresh_token"]
+        self.user: dict[str, Any] = session["user"]
 
     def call(self, method: str, path: str, **kwargs: Any) -> TestResponse:
         headers = {"Authorization": f"Bearer {self.token}", **kwargs.pop("headers", {})}

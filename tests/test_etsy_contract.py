@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -14,27 +12,12 @@ from etsy_sync import look_again
 from etsy_tokens import ShopCalls
 from models import Order, db
 from simulator.etsy import SeenRequest, SimulatedEtsy
-from tests.apps import another_app
 from tests.conftest import Clock
-from tests.etsy_bench import KEYSTRING, SHARED_SECRET, access_of, add, connect, settings_of, sync
+from tests.etsy_bench import access_of, add, connect, sync
 from tests.etsy_contract import DOCUMENT, faults_of
 from tests.farm_builder import Farm
 
 pytestmark = pytest.mark.skipif(not DOCUMENT.exists(), reason="Etsy's OpenAPI document is not beside the repository")
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def shop_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
-        yield made
 
 
 def test_every_request_from_login_to_tracking_is_one_of_etsys_document(

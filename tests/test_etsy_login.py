@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import pytest
-import requests
 import sqlalchemy as sa
 from flask import Flask
 
@@ -16,6 +15,7 @@ from api.etsy_login import COOKIE
 from models import Shop, db
 from simulator.etsy import SimulatedEtsy
 from tests.conftest import Clock
+from tests.etsy_bench import consent
 from tests.farm_builder import Farm
 from tests.logins import THREADS, at_once, is_open, post, sibling
 from vault import Vault
@@ -49,8 +49,7 @@ def begin(client: Any, farm: Farm | None = None) -> dict[str, str]:
     """Begin a login and let the owner consent: the code and state that Etsy sends the browser back with."""
     answer = client.get("/api/auth/etsy/login", headers=bearer(farm))
     assert answer.status_code == 200, answer.text
-    sent_back = requests.get(answer.json["auth_url"], allow_redirects=False, timeout=5).headers["Location"]
-    returned = {name: values[0] for name, values in parse_qs(urlsplit(sent_back).query).items()}
+    returned = consent(answer.json["auth_url"])
     assert returned["state"] == answer.json["state"]
     return returned
 

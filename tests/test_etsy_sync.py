@@ -21,11 +21,8 @@ from etsy_client import NotFound, RateLimited, Unavailable
 from etsy_sync import SyncHeld, look_again, sync_due
 from models import Customer, Delivery, EtsyNotice, Order, OrderItem, Shop, db
 from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop
-from tests.apps import another_app
 from tests.conftest import BASE_TIME, Clock
 from tests.etsy_bench import (
-    KEYSTRING,
-    SHARED_SECRET,
     YESTERDAY,
     access_of,
     add,
@@ -34,7 +31,6 @@ from tests.etsy_bench import (
     go,
     process,
     rows,
-    settings_of,
     shop_row,
     sync,
 )
@@ -43,30 +39,6 @@ from tests.rows import log_in_again
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures" / "etsy"
 PAGE = "/receipts"
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def shop_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
-        yield made
-
-
-@pytest.fixture
-def seller(shop_app: Flask) -> Farm:
-    return Farm(shop_app, "seller@example.com")
-
-
-@pytest.fixture
-def shop_id(shop_app: Flask, seller: Farm) -> int:
-    return connect(shop_app, seller.user["id"])
 
 
 def order(seller: Farm, receipt_id: int = 1) -> dict[str, Any]:

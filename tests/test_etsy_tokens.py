@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,48 +17,19 @@ from etsy_tokens import EtsyAccess, ShopCalls
 from models import Channel, Delivery, PrintEvent, Shop, db
 from simulator.etsy import SimulatedEtsy
 from simulator.sinks import MailSink
-from tests.apps import another_app
 from tests.conftest import BASE_TIME, Clock
 from tests.etsy_bench import (
-    KEYSTRING,
-    SHARED_SECRET,
     access_of,
     calls_to,
     connect,
     go,
     process,
-    settings_of,
     shop_row,
     sync,
 )
 from tests.farm_builder import Farm
 from tests.outboxes import make_outbox, prefer
 from tests.rows import log_in_again
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def shop_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    settings = {**settings_of(etsy), "PUBLIC_URL": "https://farm.example.com"}
-    with another_app(session_database_url, tmp_path, clock, **settings) as made:
-        yield made
-
-
-@pytest.fixture
-def seller(shop_app: Flask) -> Farm:
-    return Farm(shop_app, "seller@example.com")
-
-
-@pytest.fixture
-def shop_id(shop_app: Flask, seller: Farm) -> int:
-    return connect(shop_app, seller.user["id"])
 
 
 def ask(app: Flask, shop_id: int, access: EtsyAccess | None = None, **options: bool) -> Any:

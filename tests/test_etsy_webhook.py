@@ -22,7 +22,7 @@ from models import EtsyNotice, db
 from simulator.etsy import SimulatedEtsy
 from tests.apps import another_app
 from tests.conftest import Clock
-from tests.etsy_bench import KEYSTRING, SHARED_SECRET, connect, settings_of
+from tests.etsy_bench import connect, settings_of
 from tests.farm_builder import Farm
 
 # Not a key of anybody's: the vector that our facts on Etsy carry.
@@ -35,12 +35,6 @@ VECTOR_BODY = (
 )
 VECTOR_AT = datetime.fromtimestamp(1_790_000_000, UTC)
 VECTOR_SIGNATURE = "/+uZGAwCYS6JbI/olJ7mZzdHKiavQETMzy6pzj1Zm2E="
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import requests
 import sqlalchemy as sa
 from flask import Flask
 
@@ -19,41 +16,11 @@ from models import Customer, Order, OrderItem, Shop
 from simulator.etsy import ReceiptLine, SimulatedEtsy, make_receipt
 from tests.apps import another_app
 from tests.conftest import BASE_TIME, Clock
+from tests.etsy_bench import KEYSTRING, SHARED_SECRET, YESTERDAY, consent
 from tests.farm_builder import Farm
 from tests.rows import log_in_again
 
-KEYSTRING, SHARED_SECRET = "kkkkeystring0123456789", "sssecret0123"
-YESTERDAY = BASE_TIME - timedelta(days=1)
 SYNC = "/api/orders/sync"
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def etsy_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    """Another app over the same database, with an Etsy key."""
-    with another_app(
-        session_database_url,
-        tmp_path,
-        clock,
-        ETSY_CLIENT_ID=KEYSTRING,
-        ETSY_SHARED_SECRET=SHARED_SECRET,
-        ETSY_REDIRECT_URI="https://farm.example.com/back",
-        ETSY_BASE_URL=etsy.base_url,
-        ETSY_AUTHORIZE_URL=etsy.authorize_url,
-    ) as made:
-        yield made
-
-
-@pytest.fixture
-def seller(etsy_app: Flask) -> Farm:
-    return Farm(etsy_app, "seller@example.com")
 
 
 @pytest.fixture
@@ -61,12 +28,6 @@ def shop(seller: Farm) -> Farm:
     """The seller with the shop connected."""
     assert connect(seller).status_code == 200
     return seller
-
-
-def consent(auth_url: str) -> dict[str, str]:
-    """The owner says yes in the browser: code and state of the redirect."""
-    location = requests.get(auth_url, allow_redirects=False, timeout=5).headers["Location"]
-    return {name: values[0] for name, values in parse_qs(urlsplit(location).query).items()}
 
 
 def connect(farm: Farm) -> Any:
@@ -119,8 +80,8 @@ def test_a_seller_connects_the_shop_of_their_account(seller: Farm, etsy: Simulat
     assert seller.get("/api/auth/user").json["shops"] == answer.json["user"]["shops"]
 
 
-def test_without_an_account_the_shops_owner_gets_one_and_finds_it_again(etsy_app: Flask) -> None:
-    client = etsy_app.test_client()
+def test_without_an_account_the_shops_owner_gets_one_and_finds_it_again(shop_app: Flask) -> None:
+    client = shop_app.test_client()
 
     def log_in() -> dict[str, Any]:
         begun = client.get("/api/auth/etsy/login").json
@@ -140,8 +101,8 @@ def test_without_an_account_the_shops_owner_gets_one_and_finds_it_again(etsy_app
     assert me.json == first["user"]
 
 
-def test_the_browsers_own_redirect_finishes_a_login_in_the_browser_that_began_it(etsy_app: Flask) -> None:
-    browser, other = etsy_app.test_client(), etsy_app.test_client()
+def test_the_browsers_own_redirect_finishes_a_login_in_the_browser_that_began_it(shop_app: Flask) -> None:
+    browser, other = shop_app.test_client(), shop_app.test_client()
     query = consent(browser.get("/api/auth/etsy/login").json["auth_url"])
     stolen = consent(browser.get("/api/auth/etsy/login").json["auth_url"])
     assert other.get("/api/auth/etsy/callback", query_string=stolen).json["code"] == "etsy_login_elsewhere"
@@ -151,7 +112,7 @@ def test_the_browsers_own_redirect_finishes_a_login_in_the_browser_that_began_it
 
 
 def test_a_login_works_once_for_ten_minutes_and_for_its_own_account(
-    seller: Farm, etsy_app: Flask, clock: Clock
+    seller: Farm, shop_app: Flask, clock: Clock
 ) -> None:
     path = "/api/auth/etsy/callback"
     used = consent(seller.get("/api/auth/etsy/login").json["auth_url"])
@@ -159,7 +120,7 @@ def test_a_login_works_once_for_ten_minutes_and_for_its_own_account(
     assert seller.post(path, used).json["code"] == "etsy_login_gone"
     assert seller.post(path, {"code": "x", "state": "never begun"}).json["code"] == "etsy_login_gone"
     mine = consent(seller.get("/api/auth/etsy/login").json["auth_url"])
-    stranger = Farm(etsy_app, "stranger@example.com")
+    stranger = Farm(shop_app, "stranger@example.com")
     assert stranger.post(path, mine).json["code"] == "etsy_login_elsewhere"
     late = consent(seller.get("/api/auth/etsy/login").json["auth_url"])
     clock.forward(minutes=10, seconds=1)
@@ -174,8 +135,8 @@ def test_a_code_that_etsy_refuses_is_401(seller: Farm) -> None:
     assert count(seller, Shop) == 0
 
 
-def test_a_shop_belongs_to_one_account(shop: Farm, etsy_app: Flask) -> None:
-    stranger = Farm(etsy_app, "stranger@example.com")
+def test_a_shop_belongs_to_one_account(shop: Farm, shop_app: Flask) -> None:
+    stranger = Farm(shop_app, "stranger@example.com")
     answer = connect(stranger)
     assert (answer.status_code, answer.json["code"]) == (409, "shop_taken")
     assert stranger.get("/api/auth/user").json["shops"] == []
@@ -187,11 +148,11 @@ def test_tokens_lie_sealed_in_the_database(shop: Farm, etsy: SimulatedEtsy) -> N
     assert f"{etsy.shop.etsy_user_id}." not in row
 
 
-def test_without_a_key_or_a_shop_there_is_nothing_to_sync(farm: Farm, etsy_app: Flask) -> None:
+def test_without_a_key_or_a_shop_there_is_nothing_to_sync(farm: Farm, shop_app: Flask) -> None:
     answer = farm.post(SYNC)
     assert (answer.status_code, answer.json["code"]) == (409, "etsy_not_configured")
     assert farm.get("/api/auth/etsy/login").json["code"] == "etsy_not_configured"
-    answer = Farm(etsy_app, "other@example.com").post(SYNC)
+    answer = Farm(shop_app, "other@example.com").post(SYNC)
     assert (answer.status_code, answer.json["code"]) == (409, "no_shop")
 
 
@@ -403,10 +364,10 @@ def test_a_second_sync_asks_only_for_what_changed_since(shop: Farm, etsy: Simula
     assert {query["max_last_modified"][0] for query in asked} == {str(int(clock.now.timestamp()))}
 
 
-def test_a_sync_is_only_ones_own(shop: Farm, etsy: SimulatedEtsy, etsy_app: Flask) -> None:
+def test_a_sync_is_only_ones_own(shop: Farm, etsy: SimulatedEtsy, shop_app: Flask) -> None:
     add(etsy, 1)
     sync(shop)
-    stranger = Farm(etsy_app, "stranger@example.com")
+    stranger = Farm(shop_app, "stranger@example.com")
     assert orders(stranger) == []
     assert stranger.get(f"/api/orders/{orders(shop)[0]['id']}").status_code == 404
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -16,30 +13,10 @@ from simulator import Plate, make_sliced_file
 from simulator.etsy import ReceiptLine, SimulatedEtsy
 from starts import Starts
 from tasks import Rounds
-from tests.apps import another_app
 from tests.conftest import Clock
-from tests.etsy_bench import KEYSTRING, SHARED_SECRET, add, calls_to, connect, settings_of, sync
+from tests.etsy_bench import add, calls_to, connect, sync
 from tests.farm_builder import Farm
 from tests.test_starter import Bench
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
-
-
-@pytest.fixture
-def shop_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
-        yield made
-
-
-@pytest.fixture
-def seller(shop_app: Flask) -> Farm:
-    return Farm(shop_app, "seller@example.com")
 
 
 def has_a_vase(seller: Farm) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +17,20 @@ from farm.orders import PrintOfOrder
 from farm.shipping import is_same_code, unfinished
 from models import Order, OrderItem, OrderStatus, PrintStatus, ProductionStatus, Shop, db
 from simulator.etsy import ReceiptLine, SimulatedEtsy, make_receipt
-from tests import etsy_contract
-from tests.apps import another_app
 from tests.conftest import Clock
 from tests.etsy_bench import (
-    KEYSTRING,
-    SHARED_SECRET,
     YESTERDAY,
     access_of,
     add,
     calls_to,
-    connect,
     go,
     process,
-    settings_of,
     sync,
 )
 from tests.farm_builder import Farm
 
 TRACKING = "/tracking"
 DHL = {"tracking_code": "JJD 0012345", "carrier_name": "dhl"}
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
-        if etsy_contract.DOCUMENT.exists():
-            assert [fault for request in made.requests for fault in etsy_contract.faults_of(request)] == []
-
-
-@pytest.fixture
-def shop_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
-        yield made
-
-
-@pytest.fixture
-def seller(shop_app: Flask) -> Farm:
-    return Farm(shop_app, "seller@example.com")
-
-
-@pytest.fixture
-def shop_id(shop_app: Flask, seller: Farm) -> int:
-    return connect(shop_app, seller.user["id"])
 
 
 def order_at_etsy(seller: Farm, etsy: SimulatedEtsy, shop_id: int, **facts: Any) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import sqlalchemy as sa
 from flask import Flask
 
@@ -15,17 +14,11 @@ from models import EtsyLogin, Shop, db
 from simulator.etsy import SimulatedEtsy, SimulatedShop
 from tests.apps import another_app
 from tests.conftest import Clock
-from tests.etsy_bench import KEYSTRING, SHARED_SECRET, add, settings_of, shop_row
+from tests.etsy_bench import add, landed, settings_of, shop_row
 from tests.farm_builder import Farm
 
 LOGIN, CALLBACK = "/api/auth/etsy/login", "/api/auth/etsy/callback"
 OWN = {"keystring": "ownkeystring0123456789", "shared_secret": "ownsecret0"}
-
-
-@pytest.fixture
-def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
-    with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock) as made:
-        yield made
 
 
 @pytest.fixture
@@ -37,14 +30,6 @@ def own_etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
 
 
 @pytest.fixture
-def shop_app(
-    app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, etsy: SimulatedEtsy
-) -> Iterator[Flask]:
-    with another_app(session_database_url, tmp_path, clock, **settings_of(etsy)) as made:
-        yield made
-
-
-@pytest.fixture
 def keyless_app(
     app: Flask, session_database_url: str, tmp_path: Path, clock: Clock, own_etsy: SimulatedEtsy
 ) -> Iterator[Flask]:
@@ -52,16 +37,6 @@ def keyless_app(
     settings = settings_of(own_etsy) | {"ETSY_CLIENT_ID": "", "ETSY_SHARED_SECRET": ""}
     with another_app(session_database_url, tmp_path, clock, **settings) as made:
         yield made
-
-
-@pytest.fixture
-def seller(shop_app: Flask) -> Farm:
-    return Farm(shop_app, "seller@example.com")
-
-
-def landed(auth_url: str) -> str:
-    """The address where the browser stands after the owner has said yes."""
-    return requests.get(auth_url, allow_redirects=False, timeout=5).headers["Location"]
 
 
 def connect(farm: Farm, own_key: dict[str, str] | None = None) -> Any:

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from app import create_app
-from models import db
 from simulator import Plate, SimulatedPrinter, Spool, make_sliced_file
 from simulator.sinks import MailSink, WebhookReceiver
-from tests.conftest import OutsideClient, settings_for
+from tests.apps import working_app
+from tests.conftest import settings_for
 from tests.farm_builder import Farm
-from worker import Worker
 
 PATIENCE_SECONDS = 30
 
@@ -66,17 +64,8 @@ def live_app(database_url: str, tmp_path: Path, mail: MailSink, printer: Simulat
         COMMAND_TIMEOUT_SECONDS="20",
         PRINTER_REST_SECONDS="0.2",
     )
-    app = create_app(settings, clock=lambda: datetime.now(UTC))
-    app.test_client_class = OutsideClient
-    with app.app_context():
-        db.create_all()
-    worker = Worker(app)
-    worker.start()
-    yield app
-    worker.stop()
-    with app.app_context():
-        db.session.remove()
-        db.engine.dispose()
+    with working_app(settings, lambda: datetime.now(UTC)) as app:
+        yield app
 
 
 @pytest.fixture
