@@ -295,6 +295,23 @@ def test_open_orders_are_read_by_themselves_four_times_a_day(
     assert calls_to(etsy, "/receipts/4") == calls_to(etsy, "/receipts/5") == 0
 
 
+def test_of_many_open_orders_a_part_is_read_at_a_time_and_each_comes_round(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    for number in range(1, 6):
+        add(etsy, number)
+    sync(shop_app, shop_id)
+    etsy.limit_per_day = 20
+    rounds = []
+    for _ in range(5):
+        clock.forward(hours=6)
+        before = len(etsy.requests)
+        sync(shop_app, shop_id)
+        paths = [each.path for each in etsy.requests[before:] if not each.path.endswith((PAGE, "/token"))]
+        rounds.append([int(path.rpartition("/")[2]) for path in paths])
+    assert rounds == [[1, 2], [3, 4], [5, 1], [2, 3], [4, 1]]
+
+
 def test_an_order_that_etsy_does_not_know_any_more_holds_up_no_other(
     shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
