@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,8 +18,8 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import event
 
-from etsy_client import NotFound, RateLimited, Unavailable
-from etsy_sync import SyncHeld, look_again, sync_due
+from etsy_client import NotFound, RateLimited, ReconnectNeeded, Unavailable
+from etsy_sync import SyncHeld, look_again, sync_due, sync_shop
 from models import Customer, EtsyNotice, Order, OrderItem, Shop, db
 from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop
 from tests.apps import another_app
@@ -295,6 +296,20 @@ def test_open_orders_are_read_by_themselves_four_times_a_day(
     assert calls_to(etsy, "/receipts/4") == calls_to(etsy, "/receipts/5") == 0
 
 
+def test_all_pages_of_a_sync_end_at_its_beginning(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    """Else a receipt that changes meanwhile moves to the end of the window, and those behind it move up unseen."""
+    for number in range(1, 251):
+        add(etsy, number, ordered_at=YESTERDAY + timedelta(seconds=number))
+    with shop_app.app_context():
+        sync_shop(shop_id, replace(access_of(shop_app), clock=lambda: clock.forward(seconds=7)))
+    pages = [each.query for each in etsy.requests if each.path.endswith(PAGE)]
+    until = shop_row(shop_app, shop_id).synced_until
+    assert until is not None and len(pages) == 4
+    assert {query["max_last_modified"][0] for query in pages} == {str(int(until.timestamp()))}
+
+
 def test_of_many_open_orders_a_part_is_read_at_a_time_and_each_comes_round(
     shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
@@ -497,6 +512,30 @@ def wait_for(look: Any, is_there: Any) -> Any:
             return found
         time.sleep(0.01)
     raise AssertionError(f"never came: {found}")
+
+
+def test_a_shop_that_is_let_go_while_it_syncs_gets_nothing_more(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int
+) -> None:
+    for number in range(1, 301):
+        add(etsy, number, ordered_at=YESTERDAY + timedelta(seconds=number))
+    etsy.delay_seconds = 0.3
+    ended: list[str] = []
+
+    def run() -> None:
+        try:
+            sync(shop_app, shop_id)
+        except (SyncHeld, ReconnectNeeded) as error:
+            ended.append(type(error).__name__)
+
+    running = threading.Thread(target=run)
+    running.start()
+    wait_for(lambda: len(rows(shop_app, Order)), lambda number: number > 0)
+    assert seller.delete(f"/api/shops/{shop_id}").json["message"] == "Shop disconnected"
+    there = len(rows(shop_app, Order))
+    running.join(30)
+    assert (ended, len(rows(shop_app, Order)), there < 300) == (["SyncHeld"], there, True)
+    assert shop_row(shop_app, shop_id).refresh_token_sealed == ""
 
 
 def test_who_has_lost_the_claim_writes_nothing_more(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,41 @@ def test_a_revoked_login_is_said_once_and_never_asked_again(
     connect(shop_app, row.user_id, clock.now)
     assert (shop_row(shop_app, shop_id).reconnect_needed_at, shop_row(shop_app, shop_id).sync_error) == (None, None)
     assert sync(shop_app, shop_id).requests == 2
+
+
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_a_login_made_while_the_old_one_is_refreshed_stays(
+    shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock, is_revoked: bool
+) -> None:
+    told: list[int] = []
+    access = replace(access_of(shop_app), on_reconnect_needed=told.append)
+    user_id = shop_row(shop_app, shop_id).user_id
+    clock.forward(minutes=58)
+    etsy.delay_seconds, etsy.delayed_path = 1.0, "/oauth/token"
+    outcome: list[str] = []
+
+    def refresh() -> None:
+        try:
+            outcome.append(ask(shop_app, shop_id, access).name)
+        except ReconnectNeeded:
+            outcome.append("revoked")
+
+    refreshing = threading.Thread(target=refresh)
+    arrived = len(etsy.arrived)
+    refreshing.start()
+    while len(etsy.arrived) == arrived:
+        pass
+    etsy.delay_seconds = 0
+    if is_revoked:
+        etsy.revoke_tokens()
+    connect(shop_app, user_id, clock.now)
+    fresh = shop_row(shop_app, shop_id).refresh_token_sealed
+    assert outcome == [], "the refresh ended before the new login"
+    refreshing.join(10)
+    row = shop_row(shop_app, shop_id)
+    assert (row.refresh_token_sealed, row.reconnect_needed_at, row.sync_error, told) == (fresh, None, None, [])
+    assert outcome == ["revoked" if is_revoked else "PrintedThings"]
+    assert ask(shop_app, shop_id).name == "PrintedThings"
 
 
 def test_a_token_refused_twice_needs_a_person(shop_app: Flask, shop_id: int, etsy: SimulatedEtsy) -> None:
