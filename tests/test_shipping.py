@@ -315,6 +315,29 @@ def test_an_unknown_outcome_is_looked_at_again_and_sent_only_if_it_is_not_there(
     assert len(etsy.shipments) == 1
 
 
+@pytest.mark.parametrize("loses_tracking", [False, True])
+def test_an_unknown_outcome_that_a_sync_meets_first_is_still_asked_about(
+    seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock, loses_tracking: bool
+) -> None:
+    order_id = order_at_etsy(seller, etsy, shop_id)
+    etsy.loses_tracking = loses_tracking
+    etsy.fail_next(500, {"error": "Server Error"}, after_effect=True, skip=1)
+    etsy.fail_next(503, "<html>Busy</html>")
+    unknown = ship(seller, order_id).json
+    assert unknown["code"] == "ship_unknown"
+    clock.forward(minutes=5)
+    sync(seller.app, shop_id)
+    found = seller.get(f"/api/orders/{order_id}").json
+    assert (found["status"], found["production_status"]) == ("completed", "shipped")
+    assert found["ship_error"] == (unknown["error"] if loses_tracking else None)
+    told = ship(seller, order_id).json["etsy"]
+    assert (told["sent"], told["tracking_stored"]) == (True, not loses_tracking)
+    assert not loses_tracking or "does not show the tracking number" in told["reason"]
+    assert ship(seller, order_id).json["etsy"] == told
+    assert row(seller.app, order_id).ship_confirmed_at == clock.now
+    assert len(etsy.shipments) == calls_to(etsy, TRACKING) == 1
+
+
 def test_a_call_that_runs_into_its_time_out_is_not_repeated(
     seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
