@@ -20,8 +20,8 @@ from sqlalchemy import event
 
 from etsy_client import NotFound, RateLimited, ReconnectNeeded, Unavailable
 from etsy_sync import SyncHeld, look_again, sync_due, sync_shop
-from models import Customer, EtsyNotice, Order, OrderItem, Shop, db
-from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop
+from models import Customer, EtsyNotice, IntentState, Order, OrderItem, Shop, db
+from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop, make_receipt
 from tests.apps import another_app
 from tests.conftest import BASE_TIME, Clock
 from tests.etsy_bench import (
@@ -40,7 +40,7 @@ from tests.etsy_bench import (
     sync,
 )
 from tests.farm_builder import Farm
-from tests.rows import log_in_again
+from tests.rows import add_intent, log_in_again
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures" / "etsy"
 PAGE = "/receipts"
@@ -166,6 +166,49 @@ def test_the_ship_by_stays_as_it_was_first_seen(
     assert (made.ship_by, made.shipped_at, made.carrier_name) == (ship_by, clock.now, "dhl")
 
 
+def test_the_ship_by_that_the_buyer_was_told_first_stays(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    promised = BASE_TIME + timedelta(days=2)
+    add(etsy, 1, ReceiptLine("Vase", ship_by=promised))
+    sync(shop_app, shop_id)
+    clock.forward(minutes=1)
+    add(etsy, 1, ReceiptLine("Vase", ship_by=promised + timedelta(days=5)), updated_at=clock.now)
+    assert sync(shop_app, shop_id).updated == 0
+    assert row_of(shop_app).ship_by == promised
+
+
+def test_a_personalization_that_changes_waits_again_and_one_that_stays_does_not(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    def seen_after_sync(text: str, **facts: Any) -> Any:
+        clock.forward(minutes=1)
+        add(etsy, 1, ReceiptLine("Sign", personalization=text), updated_at=clock.now, **facts)
+        sync(shop_app, shop_id)
+        return order(seller)["items"][0]["personalization_seen_at"]
+
+    assert seen_after_sync("Ada") is None
+    found = order(seller)
+    path = f"/api/orders/{found['id']}/items/{found['items'][0]['id']}/personalization-seen"
+    seen_at = seller.post(path).json["items"][0]["personalization_seen_at"]
+    assert seen_at is not None
+    assert seen_after_sync("Ada", message_from_buyer="Please hurry") == seen_at
+    assert seen_after_sync("Zoe") is None
+
+
+def test_an_order_is_of_its_shop(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    add(etsy, 1, status="Open")
+    sync(shop_app, shop_id)
+    etsy.shop = SimulatedShop(etsy_shop_id=99)
+    second_id = connect(shop_app, seller.user["id"], clock.now)
+    etsy.change_receipt(1, status="Paid")
+    assert (sync(shop_app, second_id).created, len(rows(shop_app, Customer))) == (1, 1)
+    orders = seller.get("/api/orders").json["orders"]
+    assert {each["shop_id"]: each["status"] for each in orders} == {shop_id: "open", second_id: "paid"}
+
+
 def test_what_etsy_withholds_later_stays_known(
     shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
@@ -223,6 +266,38 @@ def test_a_cancellation_takes_waiting_prints_off_and_flags_a_running_one(
     clock.forward(minutes=1)
     assert sync(shop_app, shop_id).withdrawn == 0
     assert rows(shop_app, Order) == before
+
+
+@pytest.mark.parametrize("state", [IntentState.published, IntentState.unknown])
+def test_a_cancelled_print_whose_start_may_have_arrived_is_left_to_a_person(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock, state: IntentState
+) -> None:
+    add(etsy, 1)
+    sync(shop_app, shop_id)
+    made = print_of(seller)
+    add_intent(seller, made["id"], state)
+    clock.forward(minutes=1)
+    etsy.change_receipt(1, status="Canceled")
+    assert sync(shop_app, shop_id).withdrawn == 0
+    assert seller.get("/api/bambu/scheduled-prints").json[0]["id"] == made["id"]
+    assert "while it is being printed" in order(seller)["attention"]
+
+
+def test_a_cancellation_is_seen_by_the_sync_after_one_that_broke_off_before_it(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    add(etsy, 1)
+    sync(shop_app, shop_id)
+    clock.forward(minutes=1)
+    etsy.change_receipt(1, status="Canceled")
+    clock.forward(minutes=20)
+    etsy.fail_next(503, "<h1>busy</h1>", skip=1)
+    with pytest.raises(Unavailable):
+        sync(shop_app, shop_id)
+    assert row_of(shop_app).status.value == "paid"
+    clock.forward(minutes=20)
+    sync(shop_app, shop_id)
+    assert row_of(shop_app).status.value == "canceled"
 
 
 def test_a_crash_between_the_cancellation_and_its_prints_loses_nothing(
@@ -400,6 +475,9 @@ def test_right_before_a_print_the_order_is_read_by_itself(
     clock.forward(minutes=11)
     etsy.fail_next(503, "<h1>busy</h1>")
     assert not look()
+    etsy.fail_next(200, make_receipt(receipt_id=2, lines=[ReceiptLine("Another's")]))
+    assert not look()
+    assert len(rows(shop_app, Order)) == 1
     etsy.change_receipt(1, status="Canceled")
     assert look()
     assert row_of(shop_app).status.value == "canceled"
