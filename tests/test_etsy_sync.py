@@ -209,6 +209,21 @@ def test_an_order_is_of_its_shop(
     assert {each["shop_id"]: each["status"] for each in orders} == {shop_id: "open", second_id: "paid"}
 
 
+def test_a_buyer_of_two_sellers_is_a_customer_of_each(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    add(etsy, 1)
+    sync(shop_app, shop_id)
+    etsy.shop = SimulatedShop(etsy_shop_id=99)
+    other = connect(shop_app, Farm(shop_app, "other@example.com").user["id"], clock.now)
+    sync(shop_app, other)
+    with shop_app.app_context():
+        known = db.session.execute(sa.select(Customer.user_id, Customer.etsy_buyer_id)).all()
+        bought = db.session.execute(sa.select(Order.user_id, Customer.user_id).join(Customer)).all()
+    assert len({user_id for user_id, _ in known}) == 2 and len({buyer for _, buyer in known}) == 1
+    assert all(mine == theirs for mine, theirs in bought) and len(bought) == 2
+
+
 def test_what_etsy_withholds_later_stays_known(
     shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:

@@ -388,6 +388,18 @@ def test_a_success_without_the_code_in_it_is_not_believed(
         assert seller.get(f"/api/orders/{order_id}").json["production_status"] == "printed"
 
 
+def test_another_orders_receipt_says_nothing_of_this_one(seller: Farm, etsy: SimulatedEtsy, shop_id: int) -> None:
+    order_id = order_at_etsy(seller, etsy, shop_id)
+    shipped = make_receipt(
+        receipt_id=2, lines=[ReceiptLine("Bowl")], status="Completed", tracking=("dhl", DHL["tracking_code"])
+    )
+    etsy.fail_next(200, shipped)
+    answer = ship(seller, order_id)
+    assert (answer.status_code, answer.json["code"]) == (502, "etsy_failed")
+    assert [each["production_status"] for each in seller.get("/api/orders").json["orders"]] == ["printed"]
+    assert etsy.shipments == []
+
+
 def test_what_the_seller_has_shipped_at_etsy_is_not_sent_again(
     seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
