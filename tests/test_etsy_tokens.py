@@ -254,6 +254,18 @@ def test_a_short_limit_is_waited_for_and_a_long_one_parks_the_shop(
     assert (caught.value.retry_after_seconds, len(etsy.requests)) == (86_400, before)
 
 
+def test_a_short_limit_without_end_parks_the_shop(
+    shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock
+) -> None:
+    waits: list[float] = []
+    etsy.fail_next(429, {"error": "Exceeded"}, headers={"retry-after": "2"}, times=9)
+    before = len(etsy.requests)
+    with pytest.raises(RateLimited):
+        ask(shop_app, shop_id, access_of(shop_app, waits.append))
+    assert (waits, len(etsy.requests) - before) == ([2, 2, 2], 4)
+    assert shop_row(shop_app, shop_id).parked_until == clock.now + timedelta(seconds=2)
+
+
 def test_the_calls_of_a_second_are_spread_over_seconds(
     shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock
 ) -> None:

@@ -34,6 +34,7 @@ from tests.etsy_bench import (
     sync,
 )
 from tests.farm_builder import Farm
+from tests.rows import log_in_again
 
 TRACKING = "/tracking"
 DHL = {"tracking_code": "JJD 0012345", "carrier_name": "dhl"}
@@ -211,7 +212,11 @@ def test_what_was_pressed_at_etsy_ends_the_reminder(
     etsy.is_locked_out = True
     order_id = order_at_etsy(seller, etsy, shop_id)
     assert ship(seller, order_id).json["order"]["ship_error"]
-    clock.forward(minutes=5)
+    asked = calls_to(etsy, "/receipts/1")
+    clock.forward(hours=7)
+    sync(seller.app, shop_id)
+    assert calls_to(etsy, "/receipts/1") == asked, "a shipped order is not read by itself any more"
+    log_in_again(seller)
     etsy.change_receipt(
         1, status="Completed", is_shipped=True, shipments=[{"carrier_name": "DHL", "tracking_code": "JJD0012345"}]
     )
