@@ -80,10 +80,13 @@ def ship_order(user_id: int, order_id: int, parcel: Parcel, access: EtsyAccess) 
         UpstreamFailed: Etsy could not be asked (nothing was sent), or did not answer (`ship_unknown`).
     """
     order = _lock(user_id, order_id)
-    if order.production_status is ProductionStatus.shipped:
+    # A sync may have met what we sent before we knew what became of it: Etsy is still asked for the tracking.
+    is_unsettled = order.ship_sent_at is not None and order.ship_confirmed_at is None
+    if order.production_status is not ProductionStatus.shipped:
+        _check(order)
+    elif not is_unsettled:
         _answer_again(order, parcel, access.clock())
         return
-    _check(order)
     if order.shop_id is None or order.etsy_order_id is None:
         _record_here(order, parcel, None, access.clock())
         return

@@ -29,6 +29,8 @@ log = structlog.get_logger()
 OVERLAP = timedelta(minutes=10)
 # Refunds and new ship dates do not count as changes at Etsy (issues 232, 513 and 604 of etsy/open-api): four a day.
 OPEN_ORDERS_EVERY = timedelta(hours=6)
+# A call each: of thousands a part at a time, or nothing would be left of the day's calls to bring in new ones.
+OPEN_ORDERS_SHARE, OPEN_ORDERS_AT_ONCE = 10, 1000
 # Nobody waits longer for an answer of Etsy's than this: a sync without a sign of life has died.
 ABANDONED = timedelta(minutes=5)
 NOTICE_RETRY = timedelta(minutes=1)
@@ -186,15 +188,18 @@ class _Sync:
 
     def _read_open_orders(self, now: datetime) -> None:
         self._pass = "open"
+        # One that has just come in was read just now.
+        read_at = sa.func.coalesce(Order.read_at, Order.created_at)
         waiting = sa.select(Order.etsy_order_id).where(
             Order.user_id == self._calls.user_id,
             Order.shop_id == self._shop_id,
             Order.status.in_(OPEN_AT_ETSY),
             Order.production_status != ProductionStatus.shipped,
-            # One that has just come in was read just now.
-            sa.func.coalesce(Order.read_at, Order.created_at) <= now - OPEN_ORDERS_EVERY,
+            read_at <= now - OPEN_ORDERS_EVERY,
         )
-        ids = db.session.execute(waiting.order_by(Order.ship_by, Order.id)).scalars().all()
+        limit = self._calls.limit_per_day
+        at_once = OPEN_ORDERS_AT_ONCE if limit is None else max(1, limit // OPEN_ORDERS_SHARE)
+        ids = db.session.execute(waiting.order_by(read_at, Order.ship_by, Order.id).limit(at_once)).scalars().all()
         self._read_by_id([each for each in ids if each is not None])
 
     def _read_notices(self) -> None:

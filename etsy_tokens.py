@@ -132,6 +132,11 @@ class ShopCalls:
         if shop.parked_until is not None and shop.parked_until > access.clock() and not may_use_reserve:
             raise RateLimited(max(1, int((shop.parked_until - access.clock()).total_seconds())))
 
+    @property
+    def limit_per_day(self) -> int | None:
+        """The calls that Etsy gives the application in a day; None before the first answer."""
+        return self._client.limit_per_day
+
     def ask(self, call: Callable[[EtsyClient, str], Answer]) -> Answer:
         """What `call` makes of the client and a good access token. Raises EtsyError."""
         db.session.commit()

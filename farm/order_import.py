@@ -19,6 +19,8 @@ MESSAGE_LIMIT = 2000
 QUANTITY_LIMIT = 10_000
 VARIATION_LIMIT = 50  # Etsy: two options and five personalization questions
 PERSONALIZATION_PROPERTY = "54"
+# What Etsy writes where the buyer left a personalization empty (issue 260 of etsy/open-api): no wish of anybody's.
+NOT_PERSONALIZED = "not requested on this item"
 LATEST_EPOCH_SECONDS = 4_102_444_800  # the year 2100
 LARGEST_AMOUNT = Decimal("9999999999.99")
 FINEST_AMOUNT = Decimal("0.0001")
@@ -206,6 +208,7 @@ def _personalization(variations: list[dict[str, Any]]) -> str | None:
         (plain_text(variation.get("formatted_name"), TEXT_LIMIT), answer)
         for variation in variations
         if (answer := plain_text(variation.get("formatted_value"), MESSAGE_LIMIT, multiline=True))
+        and answer.rstrip(".").casefold() != NOT_PERSONALIZED
     ]
     if len(answers) == 1:
         return answers[0][1]

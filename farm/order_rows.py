@@ -147,7 +147,10 @@ def _facts(imported: ImportedOrder, customer: Customer | None, currency: str, be
     }
     if facts["shipped_at"] is not None or imported.status == "completed":
         facts["production_status"] = ProductionStatus.shipped
-    if imported.status == "completed" and (imported.tracking_number or kept("status") is not OrderStatus.completed):
+    # A code that we sent and Etsy does not show may have been dropped there (issue 466 of etsy/open-api).
+    is_lost = kept("tracking_number") and kept("ship_sent_at") and not kept("ship_confirmed_at")
+    is_done = kept("status") is not OrderStatus.completed and not is_lost
+    if imported.status == "completed" and (imported.tracking_number or is_done):
         # What was to be done there has been done.
         facts["ship_error"] = None
     refunded_before = kept("refunded_amount") or 0

@@ -17,7 +17,17 @@ from flask import Flask
 
 import etsy_api
 from etsy_api import schedule_paid_orders
-from models import Order, OrderItem, OrderStatus, ProductionStatus, db
+from models import (
+    Order,
+    OrderItem,
+    OrderStatus,
+    PrintStatus,
+    ProductionStatus,
+    ProductProfile,
+    ScheduledPrint,
+    User,
+    db,
+)
 from simulator import Plate, make_sliced_file
 from tests.conftest import BASE_TIME, Clock
 from tests.farm_builder import Farm
@@ -347,6 +357,44 @@ def test_another_accounts_orders_are_not_touched(shop: Farm, stranger: Farm) -> 
     shop.add_order(vase())
     assert run(stranger) == []
     assert shop.get(PRINTS).json == []
+
+
+@pytest.mark.parametrize("meanwhile", ["attention", "refunded in part", "unwanted", "printed", "without a file"])
+def test_what_changes_while_the_orders_before_it_are_scheduled_counts(shop: Farm, meanwhile: str) -> None:
+    first, second = shop.add_order(vase())["id"], shop.add_order(vase())["id"]
+    printer_id = shop.get("/api/printers").json[0]["id"]
+    profile_id = shop.get("/api/product-profiles").json["profiles"][0]["id"]
+
+    commits: list[Any] = []
+
+    def act(session: Any) -> None:
+        commits.append(session)
+        if len(commits) > 1:
+            return
+        if meanwhile == "attention":
+            change(shop, Order, second, attention="Look.")
+        elif meanwhile == "refunded in part":
+            change(shop, Order, second, partially_refunded=True)
+        elif meanwhile == "unwanted":
+            change(shop, User, shop.user["id"], auto_schedule=False)
+        elif meanwhile == "without a file":
+            change(shop, ProductProfile, profile_id, print_file_id=None)
+        else:
+            with shop.database() as other:
+                other.add(
+                    ScheduledPrint(
+                        user_id=shop.user["id"], printer_id=printer_id, order_id=second, job_name="By hand",
+                        status=PrintStatus.completed, created_at=BASE_TIME, updated_at=BASE_TIME,
+                    )
+                )  # fmt: skip
+                other.commit()
+
+    sa.event.listen(db.session, "after_commit", act)
+    try:
+        assert run(shop) == [first]
+    finally:
+        sa.event.remove(db.session, "after_commit", act)
+    assert {each["order_id"] for each in shop.get(PRINTS).json if each["job_name"] != "By hand"} == {first}
 
 
 def test_of_threads_at_the_same_moment_each_order_is_scheduled_by_one(shop: Farm) -> None:

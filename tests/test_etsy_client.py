@@ -26,6 +26,7 @@ from etsy_client import (
     Unavailable,
 )
 from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop, make_receipt
+from tests import etsy_contract
 
 KEYSTRING, SHARED_SECRET = "kkkkeystring0123456789", "sssecret0123"
 REDIRECT_URI = "http://localhost:5000/api/auth/etsy/callback"
@@ -50,6 +51,7 @@ def clock() -> Clock:
 def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
     with SimulatedEtsy(KEYSTRING, SHARED_SECRET, clock=clock, redirect_uris=[REDIRECT_URI]) as etsy:
         yield etsy
+        etsy_contract.require(etsy.requests)
 
 
 @pytest.fixture
@@ -397,15 +399,13 @@ def test_a_netrc_entry_does_not_replace_the_token(
 
 def test_values_of_a_query_are_written_as_etsy_reads_them(client: EtsyClient, etsy: SimulatedEtsy) -> None:
     tokens = log_in(client)
-    query = {"listing_ids": [1, 2, 3], "was_paid": True, "was_shipped": False, "limit": 5, "left_out": None}
+    query: dict[str, object] = {"was_paid": True, "was_shipped": False, "limit": 5, "left_out": None}
     path = f"/v3/application/shops/{SHOP_ID}/receipts"
     client._request("GET", path, access_token=tokens.access_token, query=query)
-    assert etsy.requests[-1].query == {
-        "listing_ids": ["1,2,3"],
-        "was_paid": ["true"],
-        "was_shipped": ["false"],
-        "limit": ["5"],
-    }
+    assert etsy.requests[-1].query == {"was_paid": ["true"], "was_shipped": ["false"], "limit": ["5"]}
+    with pytest.raises(NotFound):
+        client._request("GET", "/v3/application/listings/batch", query={"listing_ids": [1, 2, 3]})
+    assert etsy.requests[-1].query == {"listing_ids": ["1,2,3"]}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from flask import Flask
 from api.etsy_login import COOKIE
 from models import Shop, db
 from simulator.etsy import SimulatedEtsy
+from tests import etsy_contract
 from tests.conftest import Clock
 from tests.etsy_bench import consent
 from tests.farm_builder import Farm
@@ -25,6 +26,7 @@ from vault import Vault
 def etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
     with SimulatedEtsy("keystring", "shared-secret", clock=clock) as made:
         yield made
+        etsy_contract.require(made.requests)
 
 
 @pytest.fixture
@@ -107,8 +109,7 @@ def test_a_browser_that_opens_the_link_of_a_mail_is_sent_on_to_etsy_and_comes_ba
     usual = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
     opened = browser.get("/api/auth/etsy/login", headers={"Accept": usual})
     assert (opened.status_code, opened.headers["Vary"]) == (303, "Accept")
-    sent_back = requests.get(opened.location, allow_redirects=False, timeout=5).headers["Location"]
-    ended = browser.get("/api/auth/etsy/callback", query_string=urlsplit(sent_back).query)
+    ended = browser.get("/api/auth/etsy/callback", query_string=consent(opened.location))
     assert (ended.status_code, ended.json["user"]["id"]) == (200, farm.user["id"])
     for accepted in ("*/*", "application/json", "application/json, text/html;q=0.5", ""):
         assert browser.get("/api/auth/etsy/login", headers={"Accept": accepted}).status_code == 200

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,10 +18,10 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import event
 
-from etsy_client import NotFound, RateLimited, Unavailable
-from etsy_sync import SyncHeld, look_again, sync_due
-from models import Customer, Delivery, EtsyNotice, Order, OrderItem, Shop, db
-from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop
+from etsy_client import NotFound, RateLimited, ReconnectNeeded, Unavailable
+from etsy_sync import SyncHeld, look_again, sync_due, sync_shop
+from models import Customer, Delivery, EtsyNotice, IntentState, Order, OrderItem, Shop, db
+from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop, make_receipt
 from tests.conftest import BASE_TIME, Clock
 from tests.etsy_bench import (
     YESTERDAY,
@@ -35,7 +36,7 @@ from tests.etsy_bench import (
     sync,
 )
 from tests.farm_builder import Farm
-from tests.rows import log_in_again
+from tests.rows import add_intent, log_in_again
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "captures" / "etsy"
 PAGE = "/receipts"
@@ -137,6 +138,64 @@ def test_the_ship_by_stays_as_it_was_first_seen(
     assert (made.ship_by, made.shipped_at, made.carrier_name) == (ship_by, clock.now, "dhl")
 
 
+def test_the_ship_by_that_the_buyer_was_told_first_stays(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    promised = BASE_TIME + timedelta(days=2)
+    add(etsy, 1, ReceiptLine("Vase", ship_by=promised))
+    sync(shop_app, shop_id)
+    clock.forward(minutes=1)
+    add(etsy, 1, ReceiptLine("Vase", ship_by=promised + timedelta(days=5)), updated_at=clock.now)
+    assert sync(shop_app, shop_id).updated == 0
+    assert row_of(shop_app).ship_by == promised
+
+
+def test_a_personalization_that_changes_waits_again_and_one_that_stays_does_not(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    def seen_after_sync(text: str, **facts: Any) -> Any:
+        clock.forward(minutes=1)
+        add(etsy, 1, ReceiptLine("Sign", personalization=text), updated_at=clock.now, **facts)
+        sync(shop_app, shop_id)
+        return order(seller)["items"][0]["personalization_seen_at"]
+
+    assert seen_after_sync("Ada") is None
+    found = order(seller)
+    path = f"/api/orders/{found['id']}/items/{found['items'][0]['id']}/personalization-seen"
+    seen_at = seller.post(path).json["items"][0]["personalization_seen_at"]
+    assert seen_at is not None
+    assert seen_after_sync("Ada", message_from_buyer="Please hurry") == seen_at
+    assert seen_after_sync("Zoe") is None
+
+
+def test_an_order_is_of_its_shop(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    add(etsy, 1, status="Open")
+    sync(shop_app, shop_id)
+    etsy.shop = SimulatedShop(etsy_shop_id=99)
+    second_id = connect(shop_app, seller.user["id"], clock.now)
+    etsy.change_receipt(1, status="Paid")
+    assert (sync(shop_app, second_id).created, len(rows(shop_app, Customer))) == (1, 1)
+    orders = seller.get("/api/orders").json["orders"]
+    assert {each["shop_id"]: each["status"] for each in orders} == {shop_id: "open", second_id: "paid"}
+
+
+def test_a_buyer_of_two_sellers_is_a_customer_of_each(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    add(etsy, 1)
+    sync(shop_app, shop_id)
+    etsy.shop = SimulatedShop(etsy_shop_id=99)
+    other = connect(shop_app, Farm(shop_app, "other@example.com").user["id"], clock.now)
+    sync(shop_app, other)
+    with shop_app.app_context():
+        known = db.session.execute(sa.select(Customer.user_id, Customer.etsy_buyer_id)).all()
+        bought = db.session.execute(sa.select(Order.user_id, Customer.user_id).join(Customer)).all()
+    assert len({user_id for user_id, _ in known}) == 2 and len({buyer for _, buyer in known}) == 1
+    assert all(mine == theirs for mine, theirs in bought) and len(bought) == 2
+
+
 def test_what_etsy_withholds_later_stays_known(
     shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
@@ -202,6 +261,38 @@ def test_a_cancellation_takes_waiting_prints_off_and_flags_a_running_one(
         ((kind, data, is_urgent),) = [(each.payload["type"], each.payload["data"], each.is_urgent) for each in told]
     assert (kind, data["print"]["id"], data["printer"]["id"]) == ("print.not_wanted", running["id"], printer_id)
     assert "while it is being printed" in data["reason"] and is_urgent
+
+
+@pytest.mark.parametrize("state", [IntentState.published, IntentState.unknown])
+def test_a_cancelled_print_whose_start_may_have_arrived_is_left_to_a_person(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock, state: IntentState
+) -> None:
+    add(etsy, 1)
+    sync(shop_app, shop_id)
+    made = print_of(seller)
+    add_intent(seller, made["id"], state)
+    clock.forward(minutes=1)
+    etsy.change_receipt(1, status="Canceled")
+    assert sync(shop_app, shop_id).withdrawn == 0
+    assert seller.get("/api/bambu/scheduled-prints").json[0]["id"] == made["id"]
+    assert "while it is being printed" in order(seller)["attention"]
+
+
+def test_a_cancellation_is_seen_by_the_sync_after_one_that_broke_off_before_it(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    add(etsy, 1)
+    sync(shop_app, shop_id)
+    clock.forward(minutes=1)
+    etsy.change_receipt(1, status="Canceled")
+    clock.forward(minutes=20)
+    etsy.fail_next(503, "<h1>busy</h1>", skip=1)
+    with pytest.raises(Unavailable):
+        sync(shop_app, shop_id)
+    assert row_of(shop_app).status.value == "paid"
+    clock.forward(minutes=20)
+    sync(shop_app, shop_id)
+    assert row_of(shop_app).status.value == "canceled"
 
 
 def test_a_crash_between_the_cancellation_and_its_prints_loses_nothing(
@@ -273,6 +364,37 @@ def test_open_orders_are_read_by_themselves_four_times_a_day(
         asked.append(sum(calls_to(etsy, f"/receipts/{number}") for number in (1, 2, 3, 4, 5)) - before)
     assert sorted(asked)[-5:] == [0, 3, 3, 3, 3]
     assert calls_to(etsy, "/receipts/4") == calls_to(etsy, "/receipts/5") == 0
+
+
+def test_all_pages_of_a_sync_end_at_its_beginning(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    """Else a receipt that changes meanwhile moves to the end of the window, and those behind it move up unseen."""
+    for number in range(1, 251):
+        add(etsy, number, ordered_at=YESTERDAY + timedelta(seconds=number))
+    with shop_app.app_context():
+        sync_shop(shop_id, replace(access_of(shop_app), clock=lambda: clock.forward(seconds=7)))
+    pages = [each.query for each in etsy.requests if each.path.endswith(PAGE)]
+    until = shop_row(shop_app, shop_id).synced_until
+    assert until is not None and len(pages) == 4
+    assert {query["max_last_modified"][0] for query in pages} == {str(int(until.timestamp()))}
+
+
+def test_of_many_open_orders_a_part_is_read_at_a_time_and_each_comes_round(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    for number in range(1, 6):
+        add(etsy, number)
+    sync(shop_app, shop_id)
+    etsy.limit_per_day = 20
+    rounds = []
+    for _ in range(5):
+        clock.forward(hours=6)
+        before = len(etsy.requests)
+        sync(shop_app, shop_id)
+        paths = [each.path for each in etsy.requests[before:] if not each.path.endswith((PAGE, "/token"))]
+        rounds.append([int(path.rpartition("/")[2]) for path in paths])
+    assert rounds == [[1, 2], [3, 4], [5, 1], [2, 3], [4, 1]]
 
 
 def test_an_order_that_etsy_does_not_know_any_more_holds_up_no_other(
@@ -348,6 +470,9 @@ def test_right_before_a_print_the_order_is_read_by_itself(
     clock.forward(minutes=11)
     etsy.fail_next(503, "<h1>busy</h1>")
     assert not look()
+    etsy.fail_next(200, make_receipt(receipt_id=2, lines=[ReceiptLine("Another's")]))
+    assert not look()
+    assert len(rows(shop_app, Order)) == 1
     etsy.change_receipt(1, status="Canceled")
     assert look()
     assert row_of(shop_app).status.value == "canceled"
@@ -460,6 +585,30 @@ def wait_for(look: Any, is_there: Any) -> Any:
             return found
         time.sleep(0.01)
     raise AssertionError(f"never came: {found}")
+
+
+def test_a_shop_that_is_let_go_while_it_syncs_gets_nothing_more(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, shop_id: int
+) -> None:
+    for number in range(1, 301):
+        add(etsy, number, ordered_at=YESTERDAY + timedelta(seconds=number))
+    etsy.delay_seconds = 0.3
+    ended: list[str] = []
+
+    def run() -> None:
+        try:
+            sync(shop_app, shop_id)
+        except (SyncHeld, ReconnectNeeded) as error:
+            ended.append(type(error).__name__)
+
+    running = threading.Thread(target=run)
+    running.start()
+    wait_for(lambda: len(rows(shop_app, Order)), lambda number: number > 0)
+    assert seller.delete(f"/api/shops/{shop_id}").json["message"] == "Shop disconnected"
+    there = len(rows(shop_app, Order))
+    running.join(30)
+    assert (ended, len(rows(shop_app, Order)), there < 300) == (["SyncHeld"], there, True)
+    assert shop_row(shop_app, shop_id).refresh_token_sealed == ""
 
 
 def test_who_has_lost_the_claim_writes_nothing_more(

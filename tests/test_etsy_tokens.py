@@ -287,6 +287,40 @@ def test_the_owner_reads_what_stops_and_where_to_connect_the_shop_whatever_print
     assert (again.status_code, again.json["target"]) == (200, "seller@example.com")
 
 
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_a_login_made_while_the_old_one_is_refreshed_stays(
+    shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock, is_revoked: bool
+) -> None:
+    user_id = shop_row(shop_app, shop_id).user_id
+    clock.forward(minutes=58)
+    etsy.delay_seconds, etsy.delayed_path = 1.0, "/oauth/token"
+    outcome: list[str] = []
+
+    def refresh() -> None:
+        try:
+            outcome.append(ask(shop_app, shop_id).name)
+        except ReconnectNeeded:
+            outcome.append("revoked")
+
+    refreshing = threading.Thread(target=refresh)
+    arrived = len(etsy.arrived)
+    refreshing.start()
+    while len(etsy.arrived) == arrived:
+        pass
+    etsy.delay_seconds = 0
+    if is_revoked:
+        etsy.revoke_tokens()
+    connect(shop_app, user_id, clock.now)
+    fresh = shop_row(shop_app, shop_id).refresh_token_sealed
+    assert outcome == [], "the refresh ended before the new login"
+    refreshing.join(10)
+    row = shop_row(shop_app, shop_id)
+    assert (row.refresh_token_sealed, row.reconnect_needed_at, row.sync_error) == (fresh, None, None)
+    assert mails_of(shop_app) == []
+    assert outcome == ["revoked" if is_revoked else "PrintedThings"]
+    assert ask(shop_app, shop_id).name == "PrintedThings"
+
+
 def test_a_token_refused_twice_needs_a_person(shop_app: Flask, shop_id: int, etsy: SimulatedEtsy) -> None:
     etsy.fail_next(401, {"error": "invalid_token"})
     refresh_alone = calls_to(etsy, "/oauth/token") + 1
@@ -324,6 +358,18 @@ def test_a_short_limit_is_waited_for_and_a_long_one_parks_the_shop(
     with pytest.raises(RateLimited) as caught:
         ask(shop_app, shop_id)
     assert (caught.value.retry_after_seconds, len(etsy.requests)) == (86_400, before)
+
+
+def test_a_short_limit_without_end_parks_the_shop(
+    shop_app: Flask, shop_id: int, etsy: SimulatedEtsy, clock: Clock
+) -> None:
+    waits: list[float] = []
+    etsy.fail_next(429, {"error": "Exceeded"}, headers={"retry-after": "2"}, times=9)
+    before = len(etsy.requests)
+    with pytest.raises(RateLimited):
+        ask(shop_app, shop_id, access_of(shop_app, waits.append))
+    assert (waits, len(etsy.requests) - before) == ([2, 2, 2], 4)
+    assert shop_row(shop_app, shop_id).parked_until == clock.now + timedelta(seconds=2)
 
 
 def test_the_calls_of_a_second_are_spread_over_seconds(

@@ -181,6 +181,7 @@ ELSEWHERE = [
     b"{}",
     body_of(shop_id="../1"),
     body_of(shop_id=99),
+    body_of(shop_id=99, resource_url="https://api.etsy.com/v3/application/shops/12345678/receipts/7"),
     body_of(resource_url="https://evil.example/v3/application/shops/12345678/receipts/7"),
     body_of(resource_url="https://api.etsy.com.evil.example/v3/application/shops/12345678/receipts/7"),
     body_of(resource_url="https://api.etsy.com@evil.example/v3/application/shops/12345678/receipts/7"),

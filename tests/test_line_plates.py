@@ -101,6 +101,9 @@ def colors(found: LinePlates) -> list[tuple[str | None, str | None]]:
             [profile(id=1, sku=None, etsy_listing_id="9"), profile(id=2, sku=None, etsy_listing_id="9", shop_id=5)],
             [2],
         ),
+        # Another shop's is none by listing and by title, either.
+        (line(sku=None, etsy_listing_id="9"), 5, [profile(id=1, sku=None, etsy_listing_id="9", shop_id=6)], []),
+        (line(sku=None), 5, [profile(id=1, sku=None, product_name="Vase", shop_id=6)], []),
         # Case, white space and Etsy's entities make no difference.
         (
             line(sku=None, etsy_listing_id="9", options={"primary  COLOR": "black & white"}),

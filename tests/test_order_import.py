@@ -222,6 +222,14 @@ def test_a_choice_is_personalization_by_property_54_or_by_a_question(fields: dic
     assert (line.personalization, line.options) == (("Ada", {}) if is_personal else (None, {"Name": "Ada"}))
 
 
+@pytest.mark.parametrize("said", ["Not requested on this item.", "not requested on this item"])
+def test_a_personalization_that_was_left_empty_is_none(said: str) -> None:
+    line = ReceiptLine("Sign", personalization=said)
+    assert read_receipt(make_receipt(receipt_id=1, lines=[line])).lines[0].personalization is None
+    several = ReceiptLine("Sign", personalization={"Name?": "Ada", "Year": said})
+    assert read_receipt(make_receipt(receipt_id=1, lines=[several])).lines[0].personalization == "Ada"
+
+
 def test_choices_without_a_name_or_under_one_name_are_all_kept() -> None:
     variations = [
         {"formatted_name": "Color", "formatted_value": "Red"},

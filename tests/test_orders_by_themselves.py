@@ -52,6 +52,15 @@ def test_a_paid_order_of_which_all_is_mapped_becomes_prints_once_if_that_is_want
     assert len(prints(shop_app)) == wanted
 
 
+def test_a_sync_by_hand_makes_the_prints_too(shop_app: Flask, seller: Farm, etsy: SimulatedEtsy) -> None:
+    has_a_vase(seller)
+    seller.put("/api/auth/user", {"auto_schedule": True})
+    connect(shop_app, seller.user["id"])
+    add(etsy, 1, ReceiptLine("Vase", sku="V-1"))
+    assert seller.post("/api/orders/sync").json["message"] == "Imported 1 new orders"
+    assert prints(shop_app) == [seller.get("/api/orders").json["orders"][0]["id"]]
+
+
 def test_an_order_that_was_cancelled_at_etsy_meanwhile_is_not_printed(
     shop_app: Flask, seller: Farm, clock: Clock, etsy: SimulatedEtsy
 ) -> None:

@@ -28,6 +28,7 @@ from tests.etsy_bench import (
     sync,
 )
 from tests.farm_builder import Farm
+from tests.rows import log_in_again
 
 TRACKING = "/tracking"
 DHL = {"tracking_code": "JJD 0012345", "carrier_name": "dhl"}
@@ -179,7 +180,11 @@ def test_what_was_pressed_at_etsy_ends_the_reminder(
     etsy.is_locked_out = True
     order_id = order_at_etsy(seller, etsy, shop_id)
     assert ship(seller, order_id).json["order"]["ship_error"]
-    clock.forward(minutes=5)
+    asked = calls_to(etsy, "/receipts/1")
+    clock.forward(hours=7)
+    sync(seller.app, shop_id)
+    assert calls_to(etsy, "/receipts/1") == asked, "a shipped order is not read by itself any more"
+    log_in_again(seller)
     etsy.change_receipt(
         1, status="Completed", is_shipped=True, shipments=[{"carrier_name": "DHL", "tracking_code": "JJD0012345"}]
     )
@@ -213,7 +218,8 @@ def test_the_days_limit_is_told_and_the_claim_given_back(seller: Farm, etsy: Sim
     etsy.fail_next(429, {"error": "Exceeded the daily rate limit."}, headers={"retry-after": "86400"}, skip=1)
     answer = ship(seller, order_id)
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "86400")
-    assert row(seller.app, order_id).ship_sent_at is None
+    left = row(seller.app, order_id)
+    assert (left.tracking_number, left.carrier_name, left.ship_sent_at) == (None, None, None)
     # A parked shop may ship all the same: that is what the reserve is for.
     assert ship(seller, order_id).status_code == 200
 
@@ -283,6 +289,29 @@ def test_an_unknown_outcome_is_looked_at_again_and_sent_only_if_it_is_not_there(
     assert len(etsy.shipments) == 1
 
 
+@pytest.mark.parametrize("loses_tracking", [False, True])
+def test_an_unknown_outcome_that_a_sync_meets_first_is_still_asked_about(
+    seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock, loses_tracking: bool
+) -> None:
+    order_id = order_at_etsy(seller, etsy, shop_id)
+    etsy.loses_tracking = loses_tracking
+    etsy.fail_next(500, {"error": "Server Error"}, after_effect=True, skip=1)
+    etsy.fail_next(503, "<html>Busy</html>")
+    unknown = ship(seller, order_id).json
+    assert unknown["code"] == "ship_unknown"
+    clock.forward(minutes=5)
+    sync(seller.app, shop_id)
+    found = seller.get(f"/api/orders/{order_id}").json
+    assert (found["status"], found["production_status"]) == ("completed", "shipped")
+    assert found["ship_error"] == (unknown["error"] if loses_tracking else None)
+    told = ship(seller, order_id).json["etsy"]
+    assert (told["sent"], told["tracking_stored"]) == (True, not loses_tracking)
+    assert not loses_tracking or "does not show the tracking number" in told["reason"]
+    assert ship(seller, order_id).json["etsy"] == told
+    assert row(seller.app, order_id).ship_confirmed_at == clock.now
+    assert len(etsy.shipments) == calls_to(etsy, TRACKING) == 1
+
+
 def test_a_call_that_runs_into_its_time_out_is_not_repeated(
     seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
@@ -331,6 +360,18 @@ def test_a_success_without_the_code_in_it_is_not_believed(
     else:
         assert (answer.status_code, answer.json["code"]) == (502, "ship_unknown")
         assert seller.get(f"/api/orders/{order_id}").json["production_status"] == "printed"
+
+
+def test_another_orders_receipt_says_nothing_of_this_one(seller: Farm, etsy: SimulatedEtsy, shop_id: int) -> None:
+    order_id = order_at_etsy(seller, etsy, shop_id)
+    shipped = make_receipt(
+        receipt_id=2, lines=[ReceiptLine("Bowl")], status="Completed", tracking=("dhl", DHL["tracking_code"])
+    )
+    etsy.fail_next(200, shipped)
+    answer = ship(seller, order_id)
+    assert (answer.status_code, answer.json["code"]) == (502, "etsy_failed")
+    assert [each["production_status"] for each in seller.get("/api/orders").json["orders"]] == ["printed"]
+    assert etsy.shipments == []
 
 
 def test_what_the_seller_has_shipped_at_etsy_is_not_sent_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from flask import Flask
 
 from models import EtsyLogin, Shop, db
 from simulator.etsy import SimulatedEtsy, SimulatedShop
+from tests import etsy_contract
 from tests.apps import another_app
 from tests.conftest import Clock
 from tests.etsy_bench import add, landed, settings_of, shop_row
 from tests.farm_builder import Farm
 
 LOGIN, CALLBACK = "/api/auth/etsy/login", "/api/auth/etsy/callback"
+DAY = timedelta(days=1)
 OWN = {"keystring": "ownkeystring0123456789", "shared_secret": "ownsecret0"}
 
 
@@ -27,6 +30,7 @@ def own_etsy(clock: Clock) -> Iterator[SimulatedEtsy]:
     shop = SimulatedShop(etsy_shop_id=87_654_321, name="OwnThings")
     with SimulatedEtsy(OWN["keystring"], OWN["shared_secret"], shop, clock=clock) as made:
         yield made
+        etsy_contract.require(made.requests)
 
 
 @pytest.fixture
@@ -94,6 +98,22 @@ def test_a_shop_of_ones_own_key_is_asked_with_it(keyless_app: Flask, own_etsy: S
         for table in (EtsyLogin, Shop):
             assert OWN["shared_secret"] not in str(db.session.execute(sa.select(table.__table__)).all())
     assert OWN["shared_secret"] not in answer.text + seller.get("/api/shops").text
+
+
+def test_a_shop_that_is_connected_again_is_asked_with_the_key_of_that_login(
+    shop_app: Flask, seller: Farm, etsy: SimulatedEtsy, clock: Clock
+) -> None:
+    connect(seller)
+    shop_id = seller.get("/api/shops").json["shops"][0]["id"]
+    with shop_app.app_context():
+        # As if it had been connected with a key of the seller's own, whose calls are used up.
+        used_up = {"keystring": OWN["keystring"], "shared_secret_sealed": "-", "parked_until": clock.now + DAY}
+        db.session.execute(sa.update(Shop).where(Shop.id == shop_id).values(used_up))
+        db.session.commit()
+    assert connect(seller).status_code == 200
+    row = shop_row(shop_app, shop_id)
+    assert (row.keystring, row.shared_secret_sealed, row.parked_until) == (None, None, None)
+    assert seller.post("/api/orders/sync").status_code == 200
 
 
 def test_a_begun_login_keeps_the_own_secret_sealed(keyless_app: Flask) -> None:
