@@ -81,12 +81,26 @@ class Needs:
             if holds:
                 self._kept.add(raised)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `settle` has nothing to do."""
+        return not self._over() and not self._is_first_to_be_raised()
+
     def settle(self, *, at: datetime) -> None:
         """Tell what is to be told, and forget what somebody settled. The caller commits."""
-        if self.first is not None:
-            self._kept.add((self.first.print_id, self.first.lock))
-        settle_waits(self.printer_id, self.raised.keys() - self._kept, at=at)
-        if self.first is not None and not self.raised.get((self.first.print_id, self.first.lock), False):
+        settle_waits(self.printer_id, self._over(), at=at)
+        if self.first is not None and self._is_first_to_be_raised():
             waiting = db.session.get_one(ScheduledPrint, self.first.print_id)
             lock = self.first.lock
             needs_person(waiting, lock, self.first.sentence, at=at, lasts=lock in LASTING)
+
+    def _over(self) -> set[tuple[int, str]]:
+        first = {(self.first.print_id, self.first.lock)} if self.first is not None else set()
+        return self.raised.keys() - self._kept - first
+
+    def _is_first_to_be_raised(self) -> bool:
+        if self.first is None:
+            return False
+        was_told = self.raised.get((self.first.print_id, self.first.lock))
+        # What lasts is told by time, once it is raised.
+        return was_told is None or not (was_told or self.first.lock in LASTING)

@@ -142,6 +142,22 @@ class Outlook:
     look_again_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at a printer's queue comes to, with nothing written yet. `chosen`, `released` and `told` are ids of
+    prints: the one to start now, those that release themselves, and those that learn why they wait."""
+
+    chosen: tuple[int, Verdict] | None
+    released: Sequence[int]
+    told: Mapping[tuple[PrintStatus, str | None], Sequence[int]]
+    needs: Needs
+    look_again_at: datetime | None
+
+    @property
+    def changes_nothing(self) -> bool:
+        return self.chosen is None and not self.released and not self.told and self.needs.is_settled
+
+
 def printer_facts(
     printer: Printer,
     state: PrinterState,
@@ -227,10 +243,10 @@ def look_over(
     limits: StageLimits,
     deferred: Mapping[int, str] = MappingProxyType({}),
     rest: timedelta = SETTLED_FOR,
-) -> Outlook:
+) -> Seen:
     """The first print that is released, due and ready; each other one learns why it waits. One that cannot be started
     holds up none behind it, nor does one that is `deferred` (its id, and why). An auto-start printer releases what is
-    due by itself."""
+    due by itself. Nothing is written or locked: see `carry_out`."""
     facts = printer_facts(printer, state, in_state_since=in_state_since, now=now, limits=limits, rest=rest)
     judge_here = Judge(facts, now=now, missed_window=missed_window)
     rows = db.session.execute(WAITING_ROWS, {"printer": printer.id}).all()
@@ -267,14 +283,18 @@ def look_over(
             tell(row, PrintStatus.scheduled, None)
         else:
             tell(row, PrintStatus.scheduled, verdict.sentence or "another print goes first")
-    _release(released, now=now, limits=limits)
-    _write_reasons(told)
-    needs.settle(at=now)
-    look_again_at = _look_again_at(rows, facts, in_state_since, now, missed_window)
-    if chosen is None:
-        return Outlook(None, None, look_again_at)
-    chosen_id, chosen_verdict = chosen
-    return Outlook(db.session.get_one(ScheduledPrint, chosen_id), chosen_verdict, look_again_at)
+    return Seen(chosen, released, told, needs, _look_again_at(rows, facts, in_state_since, now, missed_window))
+
+
+def carry_out(seen: Seen, *, now: datetime, limits: StageLimits) -> Outlook:
+    """Write down what a look came to. The caller had locked the printer before that look, and commits."""
+    _release(seen.released, now=now, limits=limits)
+    _write_reasons(seen.told)
+    seen.needs.settle(at=now)
+    if seen.chosen is None:
+        return Outlook(None, None, seen.look_again_at)
+    chosen_id, verdict = seen.chosen
+    return Outlook(db.session.get_one(ScheduledPrint, chosen_id), verdict, seen.look_again_at)
 
 
 def _print_being_started(printer_id: int) -> int | None:

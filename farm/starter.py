@@ -26,7 +26,7 @@ from farm.interlocks import Verdict
 from farm.leases import Lease, still_holds
 from farm.materials import StageLimits
 from farm.print_files import folder_of
-from farm.readiness import Outlook, look_over, printer_facts, verdict_on
+from farm.readiness import Outlook, Seen, carry_out, look_over, printer_facts, verdict_on
 from models import (
     OPEN_INTENT_STATES,
     SENDING_STATES,
@@ -182,11 +182,31 @@ class Start:
 
     def _claim_next(self) -> Attempt:
         now = self.clock()
+        # Without a lock at first: most looks find nothing to do, and must not hold up whoever writes. Whatever is
+        # changed after that has the printer looked at again.
+        seen = self._look(now)
+        # Nothing that was read goes on being known.
+        db.session.rollback()
+        if seen is None or seen.changes_nothing:
+            return Attempt(None, seen.look_again_at if seen is not None else None)
         printer = db.session.get(Printer, self.printer_id, populate_existing=True, with_for_update=BUT_ITS_KEY)
-        if printer is None or printer.deleted_at is not None or not still_holds(self.lease, now=now):
+        seen = self._look(now) if still_holds(self.lease, now=now) else None
+        if printer is None or seen is None:
             db.session.rollback()
             return Attempt(None)
-        outlook = look_over(
+        outlook = carry_out(seen, now=now, limits=self.rules.limits)
+        intent = self._claim(printer, outlook, now)
+        if intent is not None:
+            self.at_step("claiming")
+        db.session.commit()
+        return Attempt(intent, outlook.look_again_at)
+
+    def _look(self, now: datetime) -> Seen | None:
+        """None when the printer is gone."""
+        printer = db.session.get(Printer, self.printer_id)
+        if printer is None or printer.deleted_at is not None:
+            return None
+        return look_over(
             printer,
             self.link.state,
             in_state_since=self.in_state_since(),
@@ -196,11 +216,6 @@ class Start:
             deferred=self.deferred,
             rest=self.rules.rest,
         )
-        intent = self._claim(printer, outlook, now)
-        if intent is not None:
-            self.at_step("claiming")
-        db.session.commit()
-        return Attempt(intent, outlook.look_again_at)
 
     def _claim(self, printer: Printer, outlook: Outlook, now: datetime) -> StartIntent | None:
         """The intent to start the chosen print, flushed."""

@@ -20,7 +20,7 @@ from farm.alerts import FLAP_WINDOW, OFFLINE_LASTS, WAIT_LASTS
 from farm.faults import GONE_FOR
 from farm.leases import Lease
 from farm.moves import move_print
-from farm.readiness import look_over
+from farm.readiness import carry_out, look_over
 from farm.spool_changes import SETTLES_IN
 from farm.tracker import watch_starts
 from models import (
@@ -711,7 +711,7 @@ def test_a_wait_and_its_event_are_written_with_the_reason(bench: Bench) -> None:
     bench.sliced_for("A1 mini")
     rules = starter.StartRules.from_settings(bench.farm.app.extensions["parts"].settings)
     with bench.farm.database() as session:
-        look_over(
+        seen = look_over(
             session.get_one(Printer, bench.printer_id),
             IDLE,
             in_state_since=bench.link.in_state_since,
@@ -719,6 +719,7 @@ def test_a_wait_and_its_event_are_written_with_the_reason(bench: Bench) -> None:
             missed_window=rules.missed_window,
             limits=rules.limits,
         )
+        carry_out(seen, now=bench.clock(), limits=rules.limits)
         told = session.execute(sa.select(PrintEvent.kind).where(PrintEvent.kind == "print.needs_person")).all()
         assert len(told) == 1
         # The process dies here.

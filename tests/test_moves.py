@@ -16,7 +16,7 @@ from bambu_report import UNKNOWN
 from farm.interlocks import SETTLED_FOR, Interlock
 from farm.materials import StageLimits
 from farm.moves import move_print
-from farm.readiness import Outlook, look_over, printer_facts, verdict_on
+from farm.readiness import Outlook, carry_out, look_over, printer_facts, verdict_on
 from farm.starter import StartRules
 from models import (
     LEGAL_MOVES,
@@ -420,7 +420,7 @@ def rules(app: Flask) -> StartRules:
 
 def release(farm: Farm, printer_id: int, clock: Clock, rules: StartRules) -> Outlook:
     with farm.database() as session:
-        outlook = look_over(
+        seen = look_over(
             session.get_one(Printer, printer_id),
             UNKNOWN,
             in_state_since=None,
@@ -428,6 +428,7 @@ def release(farm: Farm, printer_id: int, clock: Clock, rules: StartRules) -> Out
             missed_window=rules.missed_window,
             limits=rules.limits,
         )
+        outlook = carry_out(seen, now=clock.now, limits=rules.limits)
         session.commit()
     return outlook
 

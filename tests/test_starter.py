@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, BinaryIO
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import ORMExecuteState
 
 from bambu.errors import Fault, Severity
 from bambu_client import NotSent, StartOrder
@@ -261,6 +263,73 @@ def test_an_interlock_that_does_not_hold_keeps_the_print_waiting_and_says_why(be
     assert words in (bench.reason or "")
     found = bench.farm.get_print(bench.print_id)
     assert found is not None and found["status"] == "scheduled"
+
+
+@contextmanager
+def between_look_and_lock(act: Callable[[], object]) -> Iterator[None]:
+    """Somebody else does this after the look without a lock, and before the one under the lock."""
+    done: list[ORMExecuteState] = []
+
+    def hear(statement: ORMExecuteState) -> None:
+        is_lock = getattr(statement.statement, "_for_update_arg", None) is not None
+        of_printer = statement.bind_mapper is not None and statement.bind_mapper.class_ is Printer
+        if is_lock and of_printer and not done:
+            done.append(statement)
+            somebody = threading.Thread(target=act)
+            somebody.start()
+            somebody.join()
+
+    sa.event.listen(db.session, "do_orm_execute", hear)
+    try:
+        yield
+    finally:
+        sa.event.remove(db.session, "do_orm_execute", hear)
+    assert done
+
+
+# Its clock is read once for both.
+@pytest.mark.parametrize("case", [case for case in HELD_BACK if case != "silent for 90 s"])
+def test_what_changes_before_the_printer_is_locked_is_seen(bench: Bench, case: str) -> None:
+    spoil, words = HELD_BACK[case]
+    with between_look_and_lock(lambda: spoil(bench)):
+        assert bench.start() is None
+    assert bench.link.published == [] and bench.intents() == []
+    assert words in (bench.reason or "")
+
+
+def test_a_worker_that_lost_its_lease_between_look_and_lock_claims_nothing(bench: Bench) -> None:
+    with bench.farm.database():
+        lease = keep_leases("a worker", [SERIAL], now=bench.clock())[SERIAL]
+    with between_look_and_lock(lambda: take_over(bench)):
+        assert bench.start(lease) is None
+    assert bench.link.published == [] and bench.intents() == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_look_that_changes_nothing_locks_nothing(bench: Bench, waits: bool) -> None:
+    with bench.farm.database():
+        lease = keep_leases("a worker", [SERIAL], now=bench.clock())[SERIAL]
+    bench.plate(PlateState.occupied)
+    bench.start(lease)
+    if not waits:
+        bench.farm.delete(f"/api/bambu/scheduled-prints/{bench.print_id}")
+        bench.start(lease)
+    begun: list[str] = []
+
+    def hear(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+        # SQLite has one lock for all, which is not written in the statement.
+        is_writing = getattr(cursor.connection, "in_transaction", False)
+        if "FOR " in statement or not statement.startswith("SELECT") or is_writing:
+            begun.append(statement)
+
+    with bench.farm.app.app_context():
+        engine = db.engine
+    sa.event.listen(engine, "before_cursor_execute", hear)
+    try:
+        bench.start(lease)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", hear)
+    assert begun == []
 
 
 def test_a_print_of_a_cancelled_order_is_held_back(bench: Bench) -> None:
