@@ -28,6 +28,20 @@ from models import (
 log = structlog.get_logger()
 
 
+# Made once, for it runs whenever something has changed.
+OPEN_COMMANDS = (
+    sa.select(
+        PrinterCommand.id,
+        PrinterCommand.printer_id,
+        PrinterCommand.kind,
+        PrinterCommand.arguments,
+        PrinterCommand.state,
+    )
+    .where(PrinterCommand.state.in_((CommandState.requested, CommandState.sent)))
+    .order_by(PrinterCommand.id)
+)
+
+
 class Errands:
     """Each is one call in the pool, with a session of its own, run by the worker's `guarded`."""
 
@@ -53,17 +67,7 @@ class Errands:
         now = self._clock()
         by_printer = {each.printer_id: each for each in held}
         with self._app.app_context():
-            open_commands = db.session.execute(
-                sa.select(
-                    PrinterCommand.id,
-                    PrinterCommand.printer_id,
-                    PrinterCommand.kind,
-                    PrinterCommand.arguments,
-                    PrinterCommand.state,
-                )
-                .where(PrinterCommand.state.in_((CommandState.requested, CommandState.sent)))
-                .order_by(PrinterCommand.id)
-            ).all()
+            open_commands = db.session.execute(OPEN_COMMANDS).all()
             if open_commands:
                 self._expire(now)
             for each in held:

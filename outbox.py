@@ -57,7 +57,9 @@ class Outbox:
         self._chance, self._at_step = chance, at_step
         with app.app_context():
             self._claims = Claims(db.engine)
-        self._lanes: Lanes[Stream, Load] = Lanes(self._look, self._deliver, threads=threads, at_one_host=at_one_host)
+        self._lanes: Lanes[Stream, Load] = Lanes(
+            self._look, self._take, self._deliver, threads=threads, at_one_host=at_one_host
+        )
         self._postbox: Postbox = app.extensions["postbox"]
 
     def start(self) -> None:
@@ -80,6 +82,10 @@ class Outbox:
         """Whatever is due: what nobody was told of, what is to be tried again, what was held until now."""
         self.wake([ANY])
 
+    def wait_taken(self, seconds: float) -> bool:
+        """Whether everything that is due, and may be sent now, was on its way out in time."""
+        return self._lanes.wait_taken(seconds)
+
     def wait_idle(self, seconds: float) -> bool:
         """Whether everything that was due had been tried in time."""
         return self._lanes.wait_idle(seconds)
@@ -90,7 +96,8 @@ class Outbox:
         while tried < limit:
             before = tried
             for stream in self._claims.due(self._clock()):
-                while tried < limit and (load := self._look(stream)) is not None and self._deliver(load):
+                while tried < limit and (load := self._look(stream)) is not None and self._take(load):
+                    self._deliver(load)
                     tried += 1
             if tried == before:
                 break
@@ -102,18 +109,20 @@ class Outbox:
             return None
         return self._claims.look(stream, self._clock())
 
-    def _deliver(self, load: Load) -> bool:
-        """Whether it was ours to try."""
+    def _take(self, load: Load) -> bool:
+        """Whether it is ours to try."""
         self._at_step("claiming")
+        is_ours = self._claims.take(load, self._clock())
+        if is_ours:
+            self._at_step("claimed")
+        return is_ours
+
+    def _deliver(self, load: Load) -> None:
         began_at = self._clock()
-        if not self._claims.take(load, began_at):
-            return False
-        self._at_step("claimed")
         tried = self._courier.try_once(load)
         self._at_step("sent")
         self._record(load, tried, began_at)
         self._at_step("recorded")
-        return True
 
     def _record(self, load: Load, tried: Tried, began_at: datetime) -> None:
         attempt, now = tried.attempt, self._clock()

@@ -52,6 +52,7 @@ SLOW_SWEEP_EVERY = timedelta(seconds=5)
 LOOK_EVERY = timedelta(seconds=1)
 # Of the time that a worker has to stop; a send takes 15 s at most, and what is still under way then is handed back.
 SENDS_END_SECONDS = 15.5
+SENDS_FIRST_SECONDS = 0.01
 PARALLEL_ERRANDS = 32
 OPEN_FILES = 65536
 
@@ -144,6 +145,8 @@ class Worker:
             with contextlib.suppress(queue.Empty):
                 self._guarded(self._inbox.get(timeout=self._links.seconds_to_settling(TICK_SECONDS)))
                 while True:
+                    # However much waits in the inbox, nothing that is due waits for all of it.
+                    self._guarded(self._links.settle_on_time)
                     self._guarded(self._inbox.get_nowait())
             self._guarded(self._links.settle_on_time)
             now = self._clock()
@@ -183,6 +186,9 @@ class Worker:
             self._inbox.put(self._answer_bell)
 
     def _answer_bell(self) -> None:
+        # Somebody waits to hear what happened. What comes next here can wait a moment, and would take the interpreter
+        # from the senders.
+        self._outbox.wait_taken(SENDS_FIRST_SECONDS)
         with self._ringing:
             rung, self._rung = self._rung, frozenset()
         held = self._links.all()

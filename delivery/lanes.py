@@ -3,6 +3,7 @@ its time holds up nobody but those who go there."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -30,25 +31,28 @@ W = TypeVar("W", bound=Work)
 
 
 class Lanes(Generic[K, W]):
-    """`look` says what a stream's next work is, None when there is none; `do` does it. Both run in these threads.
+    """`look` says what a stream's next work is, None when there is none; `take` whether it is ours to do, before
+    anything is waited for; `do` does it. All run in these threads.
 
-    After `do` the stream is looked at again at once. A stream is never in two threads, and no more than `at_one_host`
+    After that the stream is looked at again at once. A stream is never in two threads, and no more than `at_one_host`
     are in `do` for one host: others that go there wait without a thread.
     """
 
     def __init__(
         self,
         look: Callable[[K], W | None],
+        take: Callable[[W], bool],
         do: Callable[[W], object],
         *,
         threads: int = THREADS,
         at_one_host: int = AT_ONE_HOST,
     ) -> None:
-        self._look, self._do, self._most, self._at_one_host = look, do, threads, at_one_host
+        self._look, self._take, self._do = look, take, do
+        self._most, self._at_one_host = threads, at_one_host
         self._changed = threading.Condition()
         self._ready: queue.SimpleQueue[K | None] = queue.SimpleQueue()
         # Counted here and not by the queue, of which a thread that was just woken has taken more than it has told.
-        self._threads = self._free = self._queued = 0
+        self._threads = self._free = self._queued = self._untaken = 0
         self._busy: set[K] = set()
         self._again: set[K] = set()
         self._at_host: Counter[str] = Counter()
@@ -70,6 +74,11 @@ class Lanes(Generic[K, W]):
         with self._changed:
             return self._changed.wait_for(lambda: not self._busy, seconds)
 
+    def wait_taken(self, seconds: float) -> bool:
+        """Whether everything that was woken and has a place at its host had been taken in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._untaken, seconds)
+
     def stop(self, seconds: float) -> bool:
         """Begin nothing new; whether all that was under way ended in time."""
         deadline = time.monotonic() + seconds
@@ -86,6 +95,7 @@ class Lanes(Generic[K, W]):
             return
         self._ready.put(stream)
         self._queued += 1
+        self._untaken += 1
         if self._free < self._queued and self._threads < self._most:
             self._threads += 1
             # A daemon: a receiver that drags on must not hold up the end of the process.
@@ -100,6 +110,7 @@ class Lanes(Generic[K, W]):
                 self._free -= 1
                 self._queued -= stream is not None
                 if stream is None or self._is_stopping:
+                    self._untaken -= stream is not None
                     self._threads -= 1
                     self._changed.notify_all()
                     return
@@ -111,20 +122,31 @@ class Lanes(Generic[K, W]):
                 self._finish(stream)
 
     def _step(self, stream: K) -> None:
-        work = self._look(stream)
-        if work is None:
-            self._finish(stream)
-            return
-        host = work.host
-        if not self._enter(host, stream):
-            return
-        try:
-            self._do(work)
-        finally:
-            self._leave(host)
+        with contextlib.ExitStack() as untaken:
+            untaken.callback(self._note_taken)
+            work = self._look(stream)
+            if work is None:
+                self._finish(stream)
+                return
+            host = work.host
+            if not self._enter(host, stream):
+                return
+            try:
+                is_ours = self._take(work)
+                untaken.close()
+                if is_ours:
+                    self._do(work)
+            finally:
+                self._leave(host)
         with self._changed:
             self._again.discard(stream)
             self._enqueue(stream)
+
+    def _note_taken(self) -> None:
+        with self._changed:
+            self._untaken -= 1
+            if not self._untaken:
+                self._changed.notify_all()
 
     def _finish(self, stream: K) -> None:
         with self._changed:

@@ -255,13 +255,17 @@ def needs_person(waiting: ScheduledPrint, lock: str, text: str, *, at: datetime,
         tell(alert, "print.needs_person", at=at, text=text, code=lock, of_print=waiting)
 
 
+# Made once, for it runs with every look at a queue.
+WAITS_OF = sa.select(PrinterAlert.key, PrinterAlert.told_at).where(
+    PrinterAlert.printer_id == sa.bindparam("printer"),
+    PrinterAlert.cleared_at.is_(None),
+    PrinterAlert.key.startswith(WAIT),
+)
+
+
 def waits_of(printer_id: int) -> dict[tuple[int, str], bool]:
     """What a printer's prints wait for a person for, as (print, kind of reason), and whether anybody was told."""
-    rows = db.session.execute(
-        sa.select(PrinterAlert.key, PrinterAlert.told_at).where(
-            PrinterAlert.printer_id == printer_id, PrinterAlert.cleared_at.is_(None), PrinterAlert.key.startswith(WAIT)
-        )
-    )
+    rows = db.session.execute(WAITS_OF, {"printer": printer_id})
     return {_wait_of(key): told_at is not None for key, told_at in rows}
 
 

@@ -247,9 +247,12 @@ def look_over(
     """The first print that is released, due and ready; each other one learns why it waits. One that cannot be started
     holds up none behind it, nor does one that is `deferred` (its id, and why). An auto-start printer releases what is
     due by itself. Nothing is written or locked: see `carry_out`."""
+    needs = Needs.of(printer.id)
+    rows = db.session.execute(WAITING_ROWS, {"printer": printer.id}).all()
+    if not rows:
+        return Seen(None, (), {}, needs, None)
     facts = printer_facts(printer, state, in_state_since=in_state_since, now=now, limits=limits, rest=rest)
     judge_here = Judge(facts, now=now, missed_window=missed_window)
-    rows = db.session.execute(WAITING_ROWS, {"printer": printer.id}).all()
     plates = _plates_of(rows)
     chosen: tuple[int, Verdict] | None = None
     released: list[int] = []
@@ -260,7 +263,6 @@ def look_over(
             told.setdefault((status, reason), []).append(row.id)
 
     being_started = _print_being_started(printer.id) if facts.has_open_start else None
-    needs = Needs.of(printer.id)
     for row in rows:
         if row.id == being_started:
             # Its own start says why it waits.

@@ -246,13 +246,13 @@ def _end(
         return
     if state.state is PrinterActivity.finished:
         if settled_for >= FINISH_SETTLES_IN:
-            intent.ended_at, ours.needs_look = now, None
             move_print(ours, PrintStatus.completed, at=now, limits=limits)
+            intent.ended_at = now
         return
     reason = _why_failed(ours, state, settled=settled_for >= FAILURE_SETTLES_IN)
     if reason is not None:
-        intent.ended_at, ours.needs_look = now, None
         move_print(ours, PrintStatus.failed, at=now, limits=limits, reason=reason)
+        intent.ended_at = now
 
 
 def _see_foreign_print(printer: Printer, state: PrinterState, intent: StartIntent | None, now: datetime) -> None:

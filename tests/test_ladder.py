@@ -54,6 +54,9 @@ class Shelf:
     def look(self, stream: str) -> Parcel | None:
         return next(iter(self.waiting[stream]), None)
 
+    def take(self, parcel: Parcel) -> bool:
+        return True
+
     def do(self, parcel: Parcel) -> None:
         with self._lock:
             for key in (parcel.stream, f"host {parcel.host}"):
@@ -71,7 +74,7 @@ class Shelf:
 
 @contextmanager
 def lanes(shelf: Shelf, **options: int) -> Iterator[Lanes[str, Parcel]]:
-    made: Lanes[str, Parcel] = Lanes(shelf.look, shelf.do, **options)
+    made: Lanes[str, Parcel] = Lanes(shelf.look, shelf.take, shelf.do, **options)
     try:
         yield made
     finally:
@@ -184,7 +187,44 @@ def test_stopping_says_when_it_could_not_wait() -> None:
         gate.set()
 
 
-@pytest.mark.parametrize("where", ["look", "do"])
+def test_what_is_taken_is_told_apart_from_what_is_done() -> None:
+    """A receiver that takes its time, and those that wait for a place there, are waited for by nobody."""
+    taking, sending = threading.Event(), threading.Event()
+
+    class Slow(Shelf):
+        def take(self, parcel: Parcel) -> bool:
+            return taking.wait(10)
+
+    shelf = Slow(lambda parcel: sending.wait(10) and None)
+    for stream in "abc":
+        shelf.put(stream, 1)
+    with lanes(shelf, at_one_host=2) as made:
+        assert made.wait_taken(0), "nothing was woken"
+        made.wake("abc")
+        assert not made.wait_taken(0.05)
+        taking.set()
+        assert made.wait_taken(5)
+        assert shelf.done == [], "nothing has been done"
+        sending.set()
+        assert made.wait_idle(5)
+        assert made.wait_taken(0) and len(shelf.done) == 3
+
+
+def test_what_somebody_else_took_is_not_done() -> None:
+    class Taken(Shelf):
+        def take(self, parcel: Parcel) -> bool:
+            self.waiting[parcel.stream].remove(parcel)
+            return False
+
+    shelf = Taken()
+    shelf.put("a", 1)
+    with lanes(shelf) as made:
+        made.wake("a")
+        assert made.wait_idle(5) and made.wait_taken(0)
+    assert shelf.done == [] and not shelf.waiting["a"]
+
+
+@pytest.mark.parametrize("where", ["look", "take", "do"])
 def test_a_fault_ends_no_thread_and_its_stream_can_be_woken_again(where: str) -> None:
     faults = ["broken"]
 
@@ -193,6 +233,11 @@ def test_a_fault_ends_no_thread_and_its_stream_can_be_woken_again(where: str) ->
             if where == "look" and faults:
                 raise ZeroDivisionError(faults.pop())
             return super().look(stream)
+
+        def take(self, parcel: Parcel) -> bool:
+            if where == "take" and faults:
+                raise ZeroDivisionError(faults.pop())
+            return super().take(parcel)
 
         def do(self, parcel: Parcel) -> None:
             if where == "do" and faults:
@@ -203,7 +248,7 @@ def test_a_fault_ends_no_thread_and_its_stream_can_be_woken_again(where: str) ->
     shelf.put("a", 1)
     with lanes(shelf, threads=1, at_one_host=1) as made:
         made.wake(["a"])
-        assert made.wait_idle(5) and shelf.done == []
+        assert made.wait_idle(5) and made.wait_taken(0) and shelf.done == []
         made.wake(["a"])
         assert made.wait_idle(5)
     assert len(shelf.done) == 1
