@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -89,14 +90,26 @@ class Receiver(WebhookReceiver):
 
     def __init__(self) -> None:
         super().__init__()
-        self.came_at: dict[tuple[str, int], float] = {}
+        self._came_at: dict[tuple[str, int], float] = {}
+        self._has_come = threading.Condition()
 
     def take(self, headers: Mapping[str, str], body: bytes) -> Any:
         now = time.time()
         said = json.loads(body)
         if "print" in said["data"]:
-            self.came_at.setdefault((said["type"], said["data"]["print"]["id"]), now)
+            with self._has_come:
+                self._came_at.setdefault((said["type"], said["data"]["print"]["id"]), now)
+                self._has_come.notify_all()
         return super().take(headers, body)
+
+    def when(self, kind: str, print_id: int) -> float:
+        """Waited for without a look again and again, which would take the interpreter from the simulated printers."""
+        key = (kind, print_id)
+        with self._has_come:
+            assert self._has_come.wait_for(lambda: key in self._came_at, PATIENCE_SECONDS), (
+                f"{key} did not come in time"
+            )
+            return self._came_at[key]
 
 
 class Printer(SimulatedPrinter):
@@ -154,20 +167,16 @@ class Stand:
             self._printer.told_at.clear()
             made = self._seller.call("POST", "/api/bambu/scheduled-prints", json=body)["id"]
             self._seller.call("POST", f"{path}/plate-cleared", json={"print_id": last})
-            came_at = self._came_at("print.started", made)
+            came_at = self._receiver.when("print.started", made)
             began.append((came_at - self._printer.told_at["AT WORK"]) * 1000)
             time.sleep(self._chance.random() * SPREAD_SECONDS)
             self._printer.told_at.pop("FINISH", None)
             self._printer.finish_now()
-            came_at = self._came_at("print.completed", made)
+            came_at = self._receiver.when("print.completed", made)
             confirmed_at = self._printer.told_at["FINISH"] + FINISH_SETTLES_IN.total_seconds()
             ended.append((came_at - confirmed_at) * 1000)
             last = made
         return began, ended
-
-    def _came_at(self, kind: str, print_id: int) -> float:
-        eventually(lambda: (kind, print_id) in self._receiver.came_at)
-        return self._receiver.came_at[kind, print_id]
 
 
 if __name__ == "__main__":
