@@ -12,7 +12,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from types import MappingProxyType
 from typing import Any
 
-from etsy_client import EARLIEST_EPOCH_SECONDS, LARGEST_ID, is_currency, plain_text
+from etsy_client import EARLIEST_EPOCH_SECONDS, LARGEST_ID, LATEST_EPOCH_SECONDS, is_currency, plain_text
 
 TEXT_LIMIT = 255
 MESSAGE_LIMIT = 2000
@@ -21,7 +21,6 @@ VARIATION_LIMIT = 50  # Etsy: two options and five personalization questions
 PERSONALIZATION_PROPERTY = "54"
 # What Etsy writes where the buyer left a personalization empty (issue 260 of etsy/open-api): no wish of anybody's.
 NOT_PERSONALIZED = "not requested on this item"
-LATEST_EPOCH_SECONDS = 4_102_444_800  # the year 2100
 LARGEST_AMOUNT = Decimal("9999999999.99")
 FINEST_AMOUNT = Decimal("0.0001")
 
