@@ -13,6 +13,7 @@ from sqlalchemy.orm import joinedload
 
 from farm.order_import import ImportedLine, ImportedOrder
 from farm.order_prints import link_profiles
+from farm.shipping import LOST_TRACKING, say_tracking
 from models import Customer, Order, OrderItem, OrderStatus, ProductionStatus, db
 
 UNKNOWN_BUYER = "Etsy buyer"
@@ -153,6 +154,10 @@ def _facts(imported: ImportedOrder, customer: Customer | None, currency: str, be
     if imported.status == "completed" and (imported.tracking_number or is_done):
         # What was to be done there has been done.
         facts["ship_error"] = None
+        if kept("tracking_number") and not kept("ship_sent_at") and not imported.tracking_number:
+            # But for the code that is only known here.
+            tracking = say_tracking(kept("tracking_number"), kept("carrier_name"))
+            facts["ship_error"] = LOST_TRACKING.format(tracking=tracking)
     refunded_before = kept("refunded_amount") or 0
     if imported.refunded_amount and imported.refunded_amount > refunded_before and imported.status == "paid":
         facts["attention"] = (
