@@ -208,7 +208,7 @@ class _Submission:
     def _look(self) -> _Seen:
         """The receipt as it is now, written down, too. Raises EtsyError."""
         asked_at = self._access.clock()
-        receipt = self._calls.ask(
+        receipt = self._calls.read(
             lambda client, token: client.get_receipt(token, self._calls.etsy_shop_id, int(self._etsy_order_id))
         )
         seen = self._write(receipt, asked_at)

@@ -24,6 +24,7 @@ from tests.etsy_bench import (
     add,
     calls_to,
     go,
+    hurry,
     process,
     sync,
 )
@@ -298,7 +299,8 @@ def test_an_unknown_outcome_is_looked_at_again_and_sent_only_if_it_is_not_there(
 ) -> None:
     order_id = order_at_etsy(seller, etsy, shop_id)
     etsy.fail_next(500, {"error": "Server Error"}, after_effect=after_effect, skip=1)
-    etsy.fail_next(503, "<html>Busy</html>")
+    etsy.fail_next(503, "<html>Busy</html>", times=3)
+    hurry(seller.app)
     answer = ship(seller, order_id)
     assert (answer.status_code, answer.json["code"]) == (502, "ship_unknown")
     assert row(seller.app, order_id).ship_error == answer.json["error"]
@@ -320,7 +322,8 @@ def test_an_unknown_outcome_that_a_sync_meets_first_is_still_asked_about(
     order_id = order_at_etsy(seller, etsy, shop_id)
     etsy.loses_tracking = loses_tracking
     etsy.fail_next(500, {"error": "Server Error"}, after_effect=True, skip=1)
-    etsy.fail_next(503, "<html>Busy</html>")
+    etsy.fail_next(503, "<html>Busy</html>", times=3)
+    hurry(seller.app)
     unknown = ship(seller, order_id).json
     assert unknown["code"] == "ship_unknown"
     clock.forward(minutes=5)
