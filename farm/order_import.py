@@ -93,7 +93,9 @@ class ImportedOrder:
     carrier_name: str | None
     is_gift: bool
     gift_message: str | None
+    gift_sender: str | None
     message_from_buyer: str | None
+    message_from_seller: str | None
     address: dict[str, str | None]
     lines: tuple[ImportedLine, ...]
 
@@ -135,7 +137,9 @@ def read_receipt(receipt: object) -> ImportedOrder:
         carrier_name=carrier_name,
         is_gift=receipt.get("is_gift") is True,
         gift_message=plain_text(receipt.get("gift_message"), MESSAGE_LIMIT, multiline=True),
+        gift_sender=plain_text(receipt.get("gift_sender"), TEXT_LIMIT),
         message_from_buyer=plain_text(receipt.get("message_from_buyer"), MESSAGE_LIMIT, multiline=True),
+        message_from_seller=plain_text(receipt.get("message_from_seller"), MESSAGE_LIMIT, multiline=True),
         address={
             "first_line": plain_text(receipt.get("first_line"), TEXT_LIMIT),
             "second_line": plain_text(receipt.get("second_line"), TEXT_LIMIT),

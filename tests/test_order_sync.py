@@ -170,6 +170,8 @@ def test_a_receipt_becomes_an_order_with_its_lines(shop: Farm, etsy: SimulatedEt
         name="Robin Example",
         is_gift=True,
         gift_message="Happy birthday",
+        gift_sender="Zoë &amp; Ada",
+        message_from_seller="On its way soon",
         message_from_buyer="Please pack well",
     )
     assert sync(shop)["message"] == "Imported 1 new orders"
@@ -190,6 +192,8 @@ def test_a_receipt_becomes_an_order_with_its_lines(shop: Farm, etsy: SimulatedEt
         "tracking_number": None,
         "is_gift": True,
         "gift_message": "Happy birthday",
+        "gift_sender": "Zoë & Ada",
+        "message_from_seller": "On its way soon",
         "message_from_buyer": "Please pack well",
     }
     assert {name: order[name] for name in shown} == shown
