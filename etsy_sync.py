@@ -8,7 +8,7 @@ where all has come, so what broke off goes on there. Cursors are Etsy's time, wh
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -208,8 +208,8 @@ class _Sync:
             # What is left of the window gets less.
             self._of = max(self._of, page.count)
             if whole_until is not None and (reached is None or whole_until > reached):
-                reached = self._pending[cursor] = min(whole_until, until)
-            self._write([each for each in page.receipts if each not in before])
+                reached = min(whole_until, until)
+            self._write([each for each in page.receipts if each not in before], moving={cursor: reached})
             before = page.receipts
         self._pending[cursor] = self._until
 
@@ -267,13 +267,16 @@ class _Sync:
                 continue
             self._write([receipt], was_asked_by_id=True)
 
-    def _write(self, receipts: Sequence[object], *, was_asked_by_id: bool = False) -> None:
+    def _write(
+        self, receipts: Sequence[object], *, moving: Mapping[str, Any] | None = None, was_asked_by_id: bool = False
+    ) -> None:
+        """`moving`: columns of the shop that are so with these receipts, and not without."""
         orders = [order for each in receipts if (order := self._read(each)) is not None]
         self._seen += len(receipts)
         if not receipts:
             return
         # First: it locks the shop's row, so that of two who take themselves for the holder only one goes on.
-        self._hold()
+        self._hold(moving)
         done = (
             write_orders(
                 self._calls.user_id,
@@ -298,11 +301,11 @@ class _Sync:
             log.warning("receipt_unreadable", shop_id=self._shop_id, reason=error.reason)
             return None
 
-    def _hold(self) -> None:
+    def _hold(self, moving: Mapping[str, Any] | None = None) -> None:
         """A sign of life with how far it has come, in the transaction of what is written. Raises SyncHeld."""
         values = {"syncing_since": self._access.clock(), "sync_progress": self._progress(self._calls.count)}
         mine = sa.update(Shop).where(Shop.id == self._shop_id, Shop.syncing_by == self._holder)
-        if not count_changed(mine.values({**values, **self._pending})):
+        if not count_changed(mine.values({**values, **self._pending, **(moving or {})})):
             raise SyncHeld
         self._pending = {}
 

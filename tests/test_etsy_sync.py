@@ -568,6 +568,42 @@ def test_a_cursor_that_a_clock_ahead_has_left_behind_is_not_believed(
     assert len(etsy.requests) == before + 2
 
 
+@pytest.mark.parametrize("failing", range(1, 8))
+def test_a_database_that_fails_in_the_middle_leaves_no_page_behind_the_cursor(
+    shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, failing: int
+) -> None:
+    for number in range(1, 251):
+        status = "Canceled" if number > 125 else "Paid"
+        add(etsy, number, ordered_at=YESTERDAY + timedelta(minutes=number), status=status)
+    writes: list[str] = []
+
+    def fail(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(("UPDATE shops", "INSERT INTO orders")):
+            writes.append(statement)
+            if len(writes) == failing:
+                raise sa.exc.OperationalError(statement, None, Exception("database is locked"))
+
+    with shop_app.app_context():
+        engine = db.engine
+    event.listen(engine, "before_cursor_execute", fail)
+    try:
+        sync(shop_app, shop_id)
+    except sa.exc.OperationalError:
+        pass
+    finally:
+        event.remove(engine, "before_cursor_execute", fail)
+    assert len(writes) >= failing
+    row, known = shop_row(shop_app, shop_id), {int(each) for each in orders_known(shop_app)}
+    for until, numbers in ((row.synced_until, range(1, 126)), (row.canceled_until, range(126, 251))):
+        passed = [each for each in numbers if until and YESTERDAY + timedelta(minutes=each) <= until]
+        assert known.issuperset(passed)
+    with shop_app.app_context():
+        db.session.execute(sa.update(Shop).values(syncing_by=None))
+        db.session.commit()
+    sync(shop_app, shop_id)
+    assert sorted(int(each) for each in orders_known(shop_app)) == list(range(1, 251))
+
+
 def test_a_sync_that_broke_off_goes_on_where_it_was_and_skips_nothing(
     shop_app: Flask, etsy: SimulatedEtsy, shop_id: int, clock: Clock
 ) -> None:
