@@ -72,14 +72,20 @@ class Accounts:
             return False
         return user is not None and user.password_hash is not None
 
-    def refuse_hammering(self, *key: str) -> None:
+    def count_begun(self, address: str) -> None:
+        """Count a login elsewhere that is begun here, which leaves a row. Raises TooManyRequests when this address has
+        begun too many in the last minute."""
+        self.refuse_hammering("begun", address, sentence="Too many logins were begun. Wait a minute.")
+        self.count_failure("begun", address)
+
+    def refuse_hammering(self, *key: str, sentence: str = "Too many failed logins. Wait a minute.") -> None:
         """Raises TooManyRequests when this account and address have failed too often in the last minute."""
         try:
             wait = self._wait_seconds(self._limiter, *key)
         except StorageError:
             wait = self._wait_seconds(self._own_limiter, *key)
         if wait is not None:
-            raise TooManyRequests("Too many failed logins. Wait a minute.", retry_after_seconds=wait)
+            raise TooManyRequests(sentence, retry_after_seconds=wait)
 
     def _wait_seconds(self, limiter: MovingWindowRateLimiter, *key: str) -> int | None:
         if limiter.test(self._limit, *key):

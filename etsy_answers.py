@@ -3,9 +3,10 @@
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
@@ -14,6 +15,8 @@ MAX_ANSWER_BYTES = 32 * 2**20  # a full page of receipts carries whole listing d
 DEFAULT_RETRY_AFTER_SECONDS = 60
 LONGEST_RETRY_AFTER_SECONDS = 86_400  # what Etsy answers when the day's quota is used up
 LARGEST_ID = 2**63 - 1
+EARLIEST_EPOCH_SECONDS = 946_684_800  # Etsy refuses a time before the year 2000
+LATEST_EPOCH_SECONDS = 4_102_444_800  # the year 2100
 MAX_REASON = 500  # characters
 
 # C0 and C1 controls but line feed, lone surrogates, and the marks that reorder the text after them.
@@ -64,12 +67,14 @@ class Unavailable(EtsyError):
     """No usable answer: network, 5xx, a page of the content network, or something that is not the promised JSON.
 
     `status` is the HTTP status, None where there was no answer. The request may have had its effect all the same.
+    `was_slow`: no answer came in time.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, *, was_slow: bool = False) -> None:
         super().__init__(message, status)
         self.message = message
         self.status = status
+        self.was_slow = was_slow
 
     def __str__(self) -> str:
         return self.message
@@ -118,25 +123,6 @@ class ReceiptPage:
     count: int
     length: int
     receipts: tuple[dict[str, Any], ...]
-
-
-def walk_pages(fetch: Callable[[int], ReceiptPage]) -> Iterator[ReceiptPage]:
-    """All pages of a window, whatever changes meanwhile. `fetch` gets the page at an offset."""
-    offset = 0
-    known_count: int | None = None
-    while True:
-        page = fetch(offset)
-        if known_count is not None and page.count < known_count and offset > 0:
-            # Receipts that changed while we paged have left the window and those behind them moved up, some onto
-            # pages already read: step back by as many. The count falls each time, so this ends.
-            offset = max(0, offset - (known_count - page.count))
-            known_count = page.count
-            continue
-        known_count = page.count
-        yield page
-        offset += page.length
-        if not page.length or offset >= page.count:
-            return
 
 
 def plain_text(value: object, limit: int, *, multiline: bool = False) -> str | None:
@@ -204,6 +190,16 @@ def _reason(body: dict[str, Any] | list[Any]) -> str:
 def retry_after_seconds(header: str) -> int:
     seconds = int(header) if is_digits(header) else DEFAULT_RETRY_AFTER_SECONDS
     return min(max(seconds, 1), LONGEST_RETRY_AFTER_SECONDS)
+
+
+def told_time(header: str) -> datetime | None:
+    """The aware time of a Date header; None for what is none, or is before 2000 or after 2100."""
+    try:
+        told = parsedate_to_datetime(header)
+        told = told.replace(tzinfo=told.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return told if EARLIEST_EPOCH_SECONDS <= told.timestamp() < LATEST_EPOCH_SECONDS else None
 
 
 def is_digits(text: str) -> bool:

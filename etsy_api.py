@@ -53,14 +53,14 @@ def schedule_paid_orders(user_id: int, now: datetime, *, rules: PlanRules = USUA
     """Make the prints of the user's orders that nothing is asked about any more, if the account wants that: after a
     sync. The ids of those orders.
 
-    Only paid orders of which every line to print is wholly mapped, that never had a print, and about which a person
-    need not be asked; by their `ship_by`. Two at the same time, or one after the other, make an order's prints once.
-    What fits no printer yet is tried again the next time. Commits order by order, at most MAX_ORDERS_AT_ONCE; needs an
-    app context with nothing pending.
+    Only paid orders of which every line to print is wholly mapped, that never had a print, that are not older than
+    `rules.oldest`, and about which a person need not be asked; by their `ship_by`. Two at the same time, or one after
+    the other, make an order's prints once. What fits no printer yet is tried again the next time. Commits order by
+    order, at most MAX_ORDERS_AT_ONCE; needs an app context with nothing pending.
     """
     done: list[int] = []
     misfits: set[frozenset[tuple[Any, ...]]] = set()
-    for order_id, needs in read_mapped_orders(user_id):
+    for order_id, needs in read_mapped_orders(user_id, now - rules.oldest):
         if len(done) == MAX_ORDERS_AT_ONCE:
             break
         if needs in misfits:
@@ -96,7 +96,7 @@ def _schedule(
     order = order_to_print(user_id, order_id, is_to_be_locked=True)
     before = prints_of(order)
     if is_by_itself:
-        refuse_by_itself(order, before)
+        refuse_by_itself(order, before, now - rules.oldest)
     planned, files = plan_chain(
         order,
         before,

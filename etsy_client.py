@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -19,7 +19,9 @@ from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 
 from etsy_answers import (
+    EARLIEST_EPOCH_SECONDS,
     LARGEST_ID,
+    LATEST_EPOCH_SECONDS,
     EtsyError,
     Login,
     Me,
@@ -41,12 +43,13 @@ from etsy_answers import (
     refusal_of,
     required_id,
     retry_after_seconds,
-    walk_pages,
+    told_time,
 )
 
 __all__ = [
     "EARLIEST_EPOCH_SECONDS",
     "LARGEST_ID",
+    "LATEST_EPOCH_SECONDS",
     "EtsyClient",
     "EtsyError",
     "Login",
@@ -62,13 +65,11 @@ __all__ = [
     "Unavailable",
     "is_currency",
     "plain_text",
-    "walk_pages",
 ]
 
 SCOPES = ("transactions_r", "transactions_w", "shops_r", "listings_r")
 PAGE_SIZE = 100
 ACCESS_TOKEN_SECONDS = 3600
-EARLIEST_EPOCH_SECONDS = 946_684_800  # Etsy refuses a time before the year 2000
 
 # They differ from application to application and have changed: read, never assumed.
 LIMIT_HEADERS = {
@@ -85,7 +86,8 @@ class EtsyClient:
 
     `clock` gives aware UTC; `timeout` is in seconds, as requests takes it (connect, read). Proxies and certificates
     are those of `session`. `limit_per_day`, `remaining_today` and
-    `remaining_this_second` are what the last answer said of the application's quota, None before it.
+    `remaining_this_second` are what the last answer said of the application's quota, None before it; `etsy_time` is the
+    time at Etsy when it was given, None where it did not say so.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class EtsyClient:
         self.limit_per_day: int | None = None
         self.remaining_today: int | None = None
         self.remaining_this_second: int | None = None
+        self.etsy_time: datetime | None = None
 
     def new_login(self, scopes: Sequence[str] = SCOPES) -> Login:
         """A fresh state and PKCE verifier (86 characters) and the address at which the shop's owner consents."""
@@ -178,18 +181,19 @@ class EtsyClient:
         shop_id: int,
         *,
         min_last_modified: datetime | None,
-        max_last_modified: datetime,
+        max_last_modified: datetime | None,
         was_canceled: bool | None = None,
+        is_by_id: bool = False,
         offset: int = 0,
     ) -> ReceiptPage:
-        """Up to 100 ShopReceipts last modified between two aware times (whole seconds, both ends in), oldest change
-        first. Etsy leaves cancelled ones out unless asked with `was_canceled=True` (issues 604 and 629 of
-        etsy/open-api)."""
+        """Up to 100 ShopReceipts last modified between two aware times (whole seconds, both ends in; None is no end),
+        oldest change first, or `is_by_id` the lowest receipt_id. Etsy leaves cancelled ones out unless asked with
+        `was_canceled=True` (issues 604 and 629 of etsy/open-api)."""
         query: dict[str, object] = {
             "min_last_modified": None if min_last_modified is None else _epoch_seconds(min_last_modified),
-            "max_last_modified": _epoch_seconds(max_last_modified),
+            "max_last_modified": None if max_last_modified is None else _epoch_seconds(max_last_modified),
             "was_canceled": was_canceled,
-            "sort_on": "updated",
+            "sort_on": "receipt_id" if is_by_id else "updated",
             "sort_order": "asc",
             "limit": PAGE_SIZE,
             "offset": offset,
@@ -200,31 +204,6 @@ class EtsyClient:
             raise Unavailable("Etsy's answer is not a page of receipts")
         # An entry that is no object has no id to be imported by.
         return ReceiptPage(count, len(results), tuple(each for each in results if isinstance(each, dict)))
-
-    def iterate_receipts(
-        self,
-        access_token: str,
-        shop_id: int,
-        *,
-        min_last_modified: datetime | None,
-        max_last_modified: datetime,
-        was_canceled: bool | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Every ShopReceipt of a window, see `get_receipt_page` and `walk_pages`. Pages are fetched as the iterator is
-        drawn from, and any EtsyError arises there. A receipt may come twice."""
-
-        def fetch(offset: int) -> ReceiptPage:
-            return self.get_receipt_page(
-                access_token,
-                shop_id,
-                min_last_modified=min_last_modified,
-                max_last_modified=max_last_modified,
-                was_canceled=was_canceled,
-                offset=offset,
-            )
-
-        for page in walk_pages(fetch):
-            yield from page.receipts
 
     def add_tracking(
         self,
@@ -302,7 +281,7 @@ class EtsyClient:
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             data = urlencode(form, errors="replace")  # a code that a person pasted may hold anything
-        fault = ""
+        fault, was_slow = "", False
         try:
             with self._session.request(
                 method,
@@ -317,11 +296,11 @@ class EtsyClient:
             ) as response:
                 content = read_content(response)
         except (OSError, HTTPError) as error:  # requests' own are OSErrors; it lets some of urllib3's through
-            fault = type(error).__name__
+            fault, was_slow = type(error).__name__, isinstance(error, requests.Timeout | TimeoutError)
         if fault:
             # Raised out here, so that the library's exception, which holds the request and its headers, is not chained.
-            raise Unavailable(f"Etsy could not be reached ({fault})")
-        self._note_limits(response.headers)
+            raise Unavailable(f"Etsy could not be reached ({fault})", was_slow=was_slow)
+        self._note(response.headers)
         if response.status_code == 429:
             raise RateLimited(retry_after_seconds(response.headers.get("retry-after", "")))
         body = parse_json(content)
@@ -334,7 +313,8 @@ class EtsyClient:
             raise Unavailable("Etsy's answer is not a JSON object", response.status_code)
         return body
 
-    def _note_limits(self, headers: Mapping[str, str]) -> None:
+    def _note(self, headers: Mapping[str, str]) -> None:
+        self.etsy_time = told_time(headers.get("date", ""))
         for name, header in LIMIT_HEADERS.items():
             if is_digits(headers.get(header, "")):
                 setattr(self, name, int(headers[header]))

@@ -9,13 +9,15 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from errors import Conflict, Invalid
+from errors import Conflict, Invalid, TooManyRequests
 from etsy_client import EtsyClient, Tokens
 from etsy_tokens import sealed_tokens, token_owners
 from models import EtsyLogin, EtsyNotice, Order, ProductProfile, Shop, User, db
 from vault import Vault
 
 LOGIN_LIFE = timedelta(minutes=10)
+# Logins under way, of one account and of all who have none yet: anybody may begin one, and each is a row.
+MOST_LOGINS, MOST_NAMELESS_LOGINS = 20, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,16 @@ def begin_login(
     client: EtsyClient, vault: Vault, *, user_id: int | None, now: datetime, own_key: OwnKey | None = None
 ) -> tuple[str, str]:
     """(state, url to open in a browser). The PKCE verifier stays here, sealed, until the login comes back; so does the
-    seller's own key, which must be the client's."""
+    seller's own key, which must be the client's.
+
+    Raises:
+        TooManyRequests: so many are under way already.
+    """
     login = client.new_login()
     state_hash = hash_state(login.state)
     kept = [login.verifier, own_key and own_key.keystring, own_key and own_key.shared_secret]
     db.session.execute(sa.delete(EtsyLogin).where(EtsyLogin.expires_at < now))
+    _refuse_crowd(user_id, now)
     db.session.add(
         EtsyLogin(
             state_hash=state_hash,
@@ -67,6 +74,17 @@ def begin_login(
         )
     )
     return login.state, login.url
+
+
+def _refuse_crowd(user_id: int | None, now: datetime) -> None:
+    """The nameless take no place from those with an account."""
+    of_one = EtsyLogin.user_id.is_(None) if user_id is None else EtsyLogin.user_id == user_id
+    query = sa.select(sa.func.count(), sa.func.min(EtsyLogin.expires_at)).where(of_one)
+    number, first_ends_at = db.session.execute(query).one()
+    if number < (MOST_NAMELESS_LOGINS if user_id is None else MOST_LOGINS):
+        return
+    seconds = int((first_ends_at - now).total_seconds()) + 1
+    raise TooManyRequests("Too many logins at Etsy are under way. Try again later.", retry_after_seconds=seconds)
 
 
 def take_login(state: str, vault: Vault, *, now: datetime) -> LoginTaken | None:

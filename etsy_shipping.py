@@ -22,7 +22,7 @@ from etsy_tokens import EtsyAccess, ShopCalls
 from farm.order_import import BadReceipt, ImportedOrder, read_receipt, tracking_codes
 from farm.order_rows import write_orders
 from farm.orders import prints_of
-from farm.shipping import is_same_code, unfinished
+from farm.shipping import LOST_TRACKING, is_same_code, say_tracking, unfinished
 from farm.withdrawal import withdraw_prints
 from models import Order, OrderStatus, ProductionStatus, count_changed, db
 from vault import SealBroken
@@ -32,10 +32,6 @@ log = structlog.get_logger()
 OTHER_CARRIER = "other"
 # Longer than one submission may take, waits for Etsy's limits included: after that it has ended, whoever began it.
 ABANDONED = timedelta(minutes=3)
-LOST_TRACKING = (
-    "Etsy has marked the order as shipped but does not show the tracking number. Open the order there (Shop Manager, "
-    "Orders & Shipping) and add it by hand: {tracking}."
-)
 UNKNOWN = (
     "Etsy's answer did not arrive, so it may have the tracking or not. Send the same again in three minutes: Etsy is "
     "asked first, and no buyer gets two mails."
@@ -124,7 +120,8 @@ def _answer_again(order: Order, parcel: Parcel, now: datetime) -> None:
 
 
 def already_shipped(order: Order) -> Conflict:
-    having = f"with the tracking number {order.tracking_number}" if order.tracking_number else "without a number"
+    is_there = order.tracking_number and not order.ship_error
+    having = f"with the tracking number {order.tracking_number}" if is_there else "without a number"
     return Conflict(
         f"{order.label} is shipped at Etsy already, {having}. What is to change is changed there.",
         code="already_shipped",
@@ -151,10 +148,7 @@ def press_there(etsy_order_id: str, parcel: Parcel) -> str:
 
 
 def _said(parcel: Parcel) -> str:
-    if parcel.tracking_code is None:
-        return "no tracking number"
-    carrier = f" of {parcel.carrier_name}" if parcel.carrier_name else ""
-    return f"the tracking number {parcel.tracking_code}{carrier}"
+    return say_tracking(parcel.tracking_code, parcel.carrier_name)
 
 
 def _columns(parcel: Parcel) -> dict[str, Any]:
@@ -214,7 +208,7 @@ class _Submission:
     def _look(self) -> _Seen:
         """The receipt as it is now, written down, too. Raises EtsyError."""
         asked_at = self._access.clock()
-        receipt = self._calls.ask(
+        receipt = self._calls.read(
             lambda client, token: client.get_receipt(token, self._calls.etsy_shop_id, int(self._etsy_order_id))
         )
         seen = self._write(receipt, asked_at)

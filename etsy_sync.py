@@ -1,13 +1,14 @@
 """Orders from Etsy: what changed, what was cancelled, what Etsy does not tell of its own accord, and what it tells.
 
 One sync of a shop at a time, held by a claim on its row that each written page renews. A page is written in the
-transaction of that renewal, so whoever has lost the claim writes nothing more; a cursor moves when its pass is whole.
+transaction of that renewal, so whoever has lost the claim writes nothing more. A cursor moves with each page, up to
+where all has come, so what broke off goes on there. Cursors are Etsy's time, whatever the clock here says.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from etsy_client import EtsyClient, EtsyError, NotFound, RateLimited, ReceiptPage, ReconnectNeeded, Refused, walk_pages
+from etsy_client import EtsyClient, EtsyError, NotFound, RateLimited, ReceiptPage, ReconnectNeeded, Refused
+from etsy_pages import PageAsked, walk_pages
 from etsy_tokens import RECONNECT, EtsyAccess, ShopCalls
 from farm.order_import import BadReceipt, ImportedOrder, read_receipt
 from farm.order_rows import Written, write_orders
@@ -25,8 +27,10 @@ from vault import SealBroken
 
 log = structlog.get_logger()
 
-# Etsy's clock and ours differ, and receipts become visible a little after their time stamp.
+# Receipts become visible a little after their time stamp.
 OVERLAP = timedelta(minutes=10)
+# A time that Etsy told and that is further ahead of ours than this is believed to be a fault of its own.
+MOST_AHEAD = timedelta(days=1)
 # Refunds and new ship dates do not count as changes at Etsy (issues 232, 513 and 604 of etsy/open-api): four a day.
 OPEN_ORDERS_EVERY = timedelta(hours=6)
 # A call each: of thousands a part at a time, or nothing would be left of the day's calls to bring in new ones.
@@ -117,6 +121,8 @@ class _Sync:
         self._pending: dict[str, Any] = {}
         self._created = self._updated = self._unreadable = self._withdrawn = self._seen = 0
         self._pass, self._of = "changed", 0
+        # The end of what is read, by Etsy's time: known with its first answer.
+        self._until: datetime | None = None
         self._calls: ShopCalls
 
     def run(self, only_notices: bool) -> SyncResult:
@@ -151,40 +157,66 @@ class _Sync:
     def _run_passes(self, only_notices: bool) -> None:
         shop = db.session.get_one(Shop, self._shop_id)
         changed_since, canceled_since, read_at = shop.synced_until, shop.canceled_until, shop.open_orders_read_at
-        until = self._begun_at
+        now = self._begun_at
         self._read_notices()
         if not only_notices:
-            self._read_window("changed", changed_since, until, None)
-            self._pending["synced_until"] = until
+            self._read_window("changed", "synced_until", changed_since, None)
             # Etsy leaves cancelled receipts out unless they are asked for.
-            self._read_window("canceled", canceled_since, until, True)
-            self._pending["canceled_until"] = until
-            if read_at is None or read_at <= until - OPEN_ORDERS_EVERY:
-                self._read_open_orders(until)
-                self._pending["open_orders_read_at"] = until
+            self._read_window("canceled", "canceled_until", canceled_since, True)
+            if read_at is None or read_at <= now - OPEN_ORDERS_EVERY:
+                self._read_open_orders(now)
+                self._pending["open_orders_read_at"] = now
         self._withdrawn = withdraw_prints(self._calls.user_id, self._shop_id, now=self._access.clock())
         db.session.commit()
 
-    def _read_window(self, name: str, since: datetime | None, until: datetime, was_canceled: bool | None) -> None:
+    def _read_window(self, name: str, cursor: str, since: datetime | None, was_canceled: bool | None) -> None:
+        """What was changed since `since`, which the column `cursor` of the shop follows."""
         self._pass = name
+        self._of = 0
+        earliest = since - OVERLAP if since else None
+        reached = since
+        before: Sequence[object] = ()
 
-        def fetch(offset: int) -> ReceiptPage:
+        def fetch(asked: PageAsked) -> ReceiptPage:
+            self._asked_at = self._access.clock()
+            # Else what changes while it is read would be read to no end.
+            latest = asked.latest or self._until
+            if latest is not None and asked.earliest is not None:
+                latest = max(latest, asked.earliest)
+
             def ask(client: EtsyClient, token: str) -> ReceiptPage:
                 return client.get_receipt_page(
                     token,
                     self._calls.etsy_shop_id,
-                    min_last_modified=since - OVERLAP if since else None,
-                    max_last_modified=until,
+                    min_last_modified=asked.earliest,
+                    max_last_modified=latest,
                     was_canceled=was_canceled,
-                    offset=offset,
+                    is_by_id=asked.is_by_id,
+                    offset=asked.offset,
                 )
 
-            self._asked_at = self._access.clock()
-            return self._calls.ask(ask)
+            page = self._calls.read(ask)
+            self._until = self._until or self._etsy_time()
+            return page
 
-        for page in walk_pages(fetch):
-            self._of = page.count
-            self._write(page.receipts)
+        for page, whole_until in walk_pages(fetch, earliest):
+            until = self._until or self._begun_at
+            if earliest is not None and earliest > until:
+                # Written by a clock that was ahead of Etsy's: what it passed over nobody knows.
+                self._read_window(name, cursor, None, was_canceled)
+                return
+            # What is left of the window gets less.
+            self._of = max(self._of, page.count)
+            if whole_until is not None and (reached is None or whole_until > reached):
+                reached = min(whole_until, until)
+            self._write([each for each in page.receipts if each not in before], moving={cursor: reached})
+            before = page.receipts
+        self._pending[cursor] = self._until
+
+    def _etsy_time(self) -> datetime:
+        """Of the answer that was just given. A cursor ahead of it would pass over what is yet to change before it."""
+        told = self._calls.etsy_time
+        return told if told is not None and told <= self._access.clock() + MOST_AHEAD else self._begun_at
 
     def _read_open_orders(self, now: datetime) -> None:
         self._pass = "open"
@@ -221,7 +253,7 @@ class _Sync:
         for etsy_order_id in etsy_order_ids:
             self._asked_at = self._access.clock()
             try:
-                receipt = self._calls.ask(
+                receipt = self._calls.read(
                     lambda client, token, asked=etsy_order_id: client.get_receipt(  # type: ignore[misc]
                         token, self._calls.etsy_shop_id, int(asked)
                     )
@@ -235,13 +267,16 @@ class _Sync:
                 continue
             self._write([receipt], was_asked_by_id=True)
 
-    def _write(self, receipts: Sequence[object], *, was_asked_by_id: bool = False) -> None:
+    def _write(
+        self, receipts: Sequence[object], *, moving: Mapping[str, Any] | None = None, was_asked_by_id: bool = False
+    ) -> None:
+        """`moving`: columns of the shop that are so with these receipts, and not without."""
         orders = [order for each in receipts if (order := self._read(each)) is not None]
         self._seen += len(receipts)
         if not receipts:
             return
         # First: it locks the shop's row, so that of two who take themselves for the holder only one goes on.
-        self._hold()
+        self._hold(moving)
         done = (
             write_orders(
                 self._calls.user_id,
@@ -266,11 +301,11 @@ class _Sync:
             log.warning("receipt_unreadable", shop_id=self._shop_id, reason=error.reason)
             return None
 
-    def _hold(self) -> None:
+    def _hold(self, moving: Mapping[str, Any] | None = None) -> None:
         """A sign of life with how far it has come, in the transaction of what is written. Raises SyncHeld."""
         values = {"syncing_since": self._access.clock(), "sync_progress": self._progress(self._calls.count)}
         mine = sa.update(Shop).where(Shop.id == self._shop_id, Shop.syncing_by == self._holder)
-        if not count_changed(mine.values({**values, **self._pending})):
+        if not count_changed(mine.values({**values, **self._pending, **(moving or {})})):
             raise SyncHeld
         self._pending = {}
 

@@ -36,6 +36,8 @@ SHORT_WAITS = 3
 # Of the day's calls as many stay for telling buyers that their parcels are on the way.
 RESERVE, RESERVE_SHARE = 200, 10
 RESERVE_PARK_SECONDS = 3600
+# After a fault that may have passed by then, and then once more.
+READ_AGAIN_SECONDS = (1.0, 3.0)
 RECONNECT = "Etsy no longer accepts the login of this shop. Connect it again."
 
 Answer = TypeVar("Answer")
@@ -136,6 +138,28 @@ class ShopCalls:
     def limit_per_day(self) -> int | None:
         """The calls that Etsy gives the application in a day; None before the first answer."""
         return self._client.limit_per_day
+
+    @property
+    def etsy_time(self) -> datetime | None:
+        """The time at Etsy when it gave its last answer, where that said so."""
+        return self._client.etsy_time
+
+    def read(self, call: Callable[[EtsyClient, str], Answer]) -> Answer:
+        """The same as `ask` for a call that changes nothing: where no usable answer came, it is asked again."""
+
+        def patiently(client: EtsyClient, token: str) -> Answer:
+            for seconds in READ_AGAIN_SECONDS:
+                try:
+                    return call(client, token)
+                except Unavailable as fault:
+                    # Who has waited that long already had better not wait three times.
+                    if fault.was_slow:
+                        raise
+                self._access.sleep(seconds)
+                self.count += 1
+            return call(client, token)
+
+        return self.ask(patiently)
 
     def ask(self, call: Callable[[EtsyClient, str], Answer]) -> Answer:
         """What `call` makes of the client and a good access token. Raises EtsyError."""

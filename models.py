@@ -364,7 +364,9 @@ class Order(db.Model):
     read_at: Mapped[datetime | None]
     is_gift: Mapped[bool] = mapped_column(default=False)
     gift_message: Mapped[str | None] = mapped_column(sa.Text)
+    gift_sender: Mapped[str | None] = mapped_column(sa.String(255))
     message_from_buyer: Mapped[str | None] = mapped_column(sa.Text)
+    message_from_seller: Mapped[str | None] = mapped_column(sa.Text)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     items: Mapped[list[OrderItem]] = relationship(

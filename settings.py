@@ -90,6 +90,7 @@ class Settings(BaseModel):
     etsy_base_url: str = "https://api.etsy.com"
     etsy_authorize_url: str = "https://www.etsy.com/oauth/connect"
     etsy_sync_minutes: int = Field(5, ge=1)
+    auto_schedule_days: int = Field(30, ge=1, le=36_500)
     etsy_webhook_secret: SecretStr = SecretStr("")
 
     smtp_host: str = ""

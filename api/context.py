@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -36,9 +37,11 @@ class Parts:
     cloud_budget: CallBudget
     clock: Callable[[], datetime]
     weather: Weather | None
+    # Seconds go by until Etsy is asked again.
+    sleep: Callable[[float], None] = time.sleep
 
     def etsy_access(self) -> EtsyAccess:
-        return EtsyAccess(self.settings, self.vault, self.http, self.clock)
+        return EtsyAccess(self.settings, self.vault, self.http, self.clock, self.sleep)
 
     def cloud_hosts(self, region: CloudRegion) -> CloudHosts:
         """Where a region's cloud is; what the settings name takes the place of the region's own."""

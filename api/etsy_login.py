@@ -15,7 +15,7 @@ from api.accounts import SessionSchema, open_session
 from api.fields import Body, Text
 from api.lists import Query, json_response
 from api.reading import Room
-from auth import bearer_token, current_user_id, require_token
+from auth import accounts, bearer_token, current_user_id, require_token
 from errors import Conflict, Invalid, Unauthorized, UpstreamFailed
 from etsy_client import EtsyClient, EtsyError, ReconnectNeeded
 from etsy_login import OwnKey
@@ -75,9 +75,10 @@ def _is_opened_as_page() -> bool:
 
 
 def _begin(user_id: int | None, own_key: OwnKey | None = None) -> Response:
-    state, url = etsy_login.begin_login(
-        _client(own_key), context.vault(), user_id=user_id, now=context.now(), own_key=own_key
-    )
+    client = _client(own_key)
+    if user_id is None:
+        accounts().count_begun(request.remote_addr or "")
+    state, url = etsy_login.begin_login(client, context.vault(), user_id=user_id, now=context.now(), own_key=own_key)
     db.session.commit()
     response = json_response({"auth_url": url, "state": state})
     response.vary.add("Accept")

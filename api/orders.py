@@ -53,7 +53,15 @@ COLUMNS = Columns(
     *("id", "shop_id", "customer_id", "etsy_order_id", "buyer_name", "status", "etsy_status", "partially_refunded"),
     *("production_status", "total_amount", "currency", "ship_by", "ordered_at", "shipped_at", "tracking_number"),
     *("carrier_name", "ship_error", "attention", "refunded_amount"),
-    *("is_gift", "gift_message", "message_from_buyer", "created_at", "updated_at"),
+    *(
+        "is_gift",
+        "gift_message",
+        "gift_sender",
+        "message_from_buyer",
+        "message_from_seller",
+        "created_at",
+        "updated_at",
+    ),
     finish=_finish_order,
 )
 ITEM_COLUMNS = Columns(
@@ -108,7 +116,9 @@ class OrderSchema(Body):
     refunded_amount = Num(required=True, allow_none=True)
     is_gift = fields.Boolean(required=True)
     gift_message = fields.String(required=True, allow_none=True)
+    gift_sender = fields.String(required=True, allow_none=True)
     message_from_buyer = fields.String(required=True, allow_none=True)
+    message_from_seller = fields.String(required=True, allow_none=True)
     created_at = Moment(required=True)
     updated_at = Moment(required=True)
     items = fields.List(fields.Nested(OrderItemSchema), required=True)

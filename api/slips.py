@@ -55,6 +55,7 @@ def packing_slip(order: Order, shop_name: str, zone: ZoneInfo) -> str:
         has_prices=not order.is_gift,
         total=None if order.total_amount is None else money(order.total_amount, order.currency),
         gift_message=order.gift_message,
+        gift_sender=order.gift_sender if order.is_gift else None,
     )
 
 

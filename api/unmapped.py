@@ -15,6 +15,7 @@ from api.reading import Room
 from auth import current_user_id, get_mine, mine
 from errors import NotFound
 from farm.line_plates import Why
+from farm.order_plan import PlanRules
 from farm.waiting_lines import Waiting, read_waiting
 from models import Order, OrderItem, db
 
@@ -83,7 +84,8 @@ def _represent(waiting: Waiting) -> dict[str, Any]:
 @blueprint.response(200, UnmappedListSchema)
 def list_unmapped(args: dict[str, Any]) -> Response:
     """What keeps lines of paid orders from being printed, by product; the first to be shipped first."""
-    found = read_waiting(current_user_id())
+    oldest = PlanRules.from_settings(context.settings()).oldest
+    found = read_waiting(current_user_id(), context.now() - oldest)
     rows = found[args["offset"] : args["offset"] + args["limit"]]
     return json_response({"unmapped": [_represent(each) for each in rows], "total": len(found)})
 

@@ -23,6 +23,7 @@ class Why(StrEnum):
     rule_does_not_fit = "rule_does_not_fit"
     no_file = "no_file"
     personalization = "personalization"
+    too_old = "too_old"
 
 
 # A person may still have prints made of such a line: without a file they never reach a machine.
@@ -158,7 +159,7 @@ class Mappings:
         return LinePlates(profile, plates, profile_ids=(profile.id,))
 
     def _plates(self, line: Line, profile: ProductProfile) -> tuple[LinePlate, ...]:
-        choice = _choose(line, profile.rules or [])
+        choice = _choose(line, profile)
         main = LinePlate(
             file=profile.print_file,
             plate=1 if profile.plate is None else profile.plate,
@@ -253,23 +254,30 @@ def _option_rank(profile: ProductProfile, chosen: Mapping[str, str]) -> tuple[in
     return (len(profile.options or {}), int(profile.shop_id is not None)) if _fits(profile, chosen) else None
 
 
-def _choose(line: Line, rules: Sequence[Mapping[str, Any]]) -> _Choice:
+def _choose(line: Line, profile: ProductProfile) -> _Choice:
     """What the rules make of the buyer's options; of two that say the same thing the first one counts.
 
     Raises:
-        _Unfit: an option with rules has a value that none of them names.
+        _Unfit: an option with rules has a value that none of them names, or is missing while the line has one that
+            nobody knows: it may be the same by another name.
     """
+    rules: Sequence[Mapping[str, Any]] = profile.rules or []
+    ruled = {plain(rule["option"]): rule["option"] for rule in reversed(rules)}
+    known = {*ruled, *(plain(name) for name in profile.options or {})}
+    unknown = [name for name in line.options or {} if plain(name) not in known]
     chosen: dict[str, str] = {}
     for name, value in (line.options or {}).items():
         chosen.setdefault(plain(name), value)
     choice = _Choice()
     for option in dict.fromkeys(plain(rule["option"]) for rule in rules):
+        if option not in chosen and unknown:
+            said = f"Its rules are for {ruled[option]}, which the line does not have, and nothing says what"
+            raise _Unfit(Why.no_rule, f"{said} {unknown[0]} = {line.options[unknown[0]]} is.")
         if option not in chosen:
             continue
         wanted = plain(chosen[option])
         told = next((r for r in rules if plain(r["option"]) == option and plain(r["value"]) == wanted), None)
         if told is None:
-            name = next(rule["option"] for rule in rules if plain(rule["option"]) == option)
-            raise _Unfit(Why.no_rule, f"No rule says what {name} = {chosen[option]} is.")
+            raise _Unfit(Why.no_rule, f"No rule says what {ruled[option]} = {chosen[option]} is.")
         choice = _Choice(choice.material_type or told["material_type"], choice.color or told["color"])
     return choice

@@ -12,7 +12,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from types import MappingProxyType
 from typing import Any
 
-from etsy_client import EARLIEST_EPOCH_SECONDS, LARGEST_ID, is_currency, plain_text
+from etsy_client import EARLIEST_EPOCH_SECONDS, LARGEST_ID, LATEST_EPOCH_SECONDS, is_currency, plain_text
 
 TEXT_LIMIT = 255
 MESSAGE_LIMIT = 2000
@@ -21,7 +21,6 @@ VARIATION_LIMIT = 50  # Etsy: two options and five personalization questions
 PERSONALIZATION_PROPERTY = "54"
 # What Etsy writes where the buyer left a personalization empty (issue 260 of etsy/open-api): no wish of anybody's.
 NOT_PERSONALIZED = "not requested on this item"
-LATEST_EPOCH_SECONDS = 4_102_444_800  # the year 2100
 LARGEST_AMOUNT = Decimal("9999999999.99")
 FINEST_AMOUNT = Decimal("0.0001")
 
@@ -94,7 +93,9 @@ class ImportedOrder:
     carrier_name: str | None
     is_gift: bool
     gift_message: str | None
+    gift_sender: str | None
     message_from_buyer: str | None
+    message_from_seller: str | None
     address: dict[str, str | None]
     lines: tuple[ImportedLine, ...]
 
@@ -136,7 +137,9 @@ def read_receipt(receipt: object) -> ImportedOrder:
         carrier_name=carrier_name,
         is_gift=receipt.get("is_gift") is True,
         gift_message=plain_text(receipt.get("gift_message"), MESSAGE_LIMIT, multiline=True),
+        gift_sender=plain_text(receipt.get("gift_sender"), TEXT_LIMIT),
         message_from_buyer=plain_text(receipt.get("message_from_buyer"), MESSAGE_LIMIT, multiline=True),
+        message_from_seller=plain_text(receipt.get("message_from_seller"), MESSAGE_LIMIT, multiline=True),
         address={
             "first_line": plain_text(receipt.get("first_line"), TEXT_LIMIT),
             "second_line": plain_text(receipt.get("second_line"), TEXT_LIMIT),

@@ -28,11 +28,13 @@ NO_PRINTER_FITS = "no printer fits"
 
 @dataclass(frozen=True, slots=True)
 class PlanRules:
-    """The settings that a plan goes by. `clearing`: the staffed time that it takes to clear a plate."""
+    """The settings that a plan goes by. `clearing`: the staffed time that it takes to clear a plate. `oldest`: how long
+    ago an order may have been made that is scheduled by itself."""
 
     clearing: timedelta = timedelta(minutes=15)
     missed_window: timedelta = timedelta(minutes=60)
     limits: StageLimits = StageLimits()
+    oldest: timedelta = timedelta(days=30)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> PlanRules:
@@ -40,6 +42,7 @@ class PlanRules:
             clearing=timedelta(minutes=settings.chain_buffer_minutes),
             missed_window=timedelta(minutes=settings.missed_window_minutes),
             limits=StageLimits.from_settings(settings),
+            oldest=timedelta(days=settings.auto_schedule_days),
         )
 
 

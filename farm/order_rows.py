@@ -13,6 +13,7 @@ from sqlalchemy.orm import joinedload
 
 from farm.order_import import ImportedLine, ImportedOrder
 from farm.order_prints import link_profiles
+from farm.shipping import LOST_TRACKING, say_tracking
 from models import Customer, Order, OrderItem, OrderStatus, ProductionStatus, db
 
 UNKNOWN_BUYER = "Etsy buyer"
@@ -140,7 +141,9 @@ def _facts(imported: ImportedOrder, customer: Customer | None, currency: str, be
         "carrier_name": imported.carrier_name or kept("carrier_name"),
         "is_gift": imported.is_gift,
         "gift_message": imported.gift_message,
+        "gift_sender": imported.gift_sender,
         "message_from_buyer": imported.message_from_buyer,
+        "message_from_seller": imported.message_from_seller,
         "ship_error": kept("ship_error"),
         "attention": kept("attention"),
         "production_status": kept("production_status") or ProductionStatus.new,
@@ -153,6 +156,10 @@ def _facts(imported: ImportedOrder, customer: Customer | None, currency: str, be
     if imported.status == "completed" and (imported.tracking_number or is_done):
         # What was to be done there has been done.
         facts["ship_error"] = None
+        if kept("tracking_number") and not kept("ship_sent_at") and not imported.tracking_number:
+            # But for the code that is only known here.
+            tracking = say_tracking(kept("tracking_number"), kept("carrier_name"))
+            facts["ship_error"] = LOST_TRACKING.format(tracking=tracking)
     refunded_before = kept("refunded_amount") or 0
     if imported.refunded_amount and imported.refunded_amount > refunded_before and imported.status == "paid":
         facts["attention"] = (

@@ -14,6 +14,11 @@ WORDS = {
 }
 NAMED_PRINTS = 10
 
+LOST_TRACKING = (
+    "Etsy has marked the order as shipped but does not show the tracking number. Open the order there (Shop Manager, "
+    "Orders & Shipping) and add it by hand: {tracking}."
+)
+
 
 def unfinished(items: Iterable[OrderItem], prints: Sequence[PrintOfOrder]) -> list[str]:
     """A sentence for each line whose prints are not all done; empty when the order can be shipped.
@@ -51,3 +56,11 @@ def is_same_code(one: str | None, other: str | None) -> bool:
 
 def _bare(code: str | None) -> str:
     return "".join((code or "").split()).casefold()
+
+
+def say_tracking(tracking_code: str | None, carrier_name: str | None) -> str:
+    """As it stands in a sentence."""
+    if tracking_code is None:
+        return "no tracking number"
+    carrier = f" of {carrier_name}" if carrier_name else ""
+    return f"the tracking number {tracking_code}{carrier}"

@@ -18,6 +18,7 @@ from farm.orders import PrintOfOrder
 from models import Order, OrderItem, OrderStatus, PrintStatus, ProductionStatus, ScheduledPrint, User, db
 
 NEVER = datetime.max.replace(tzinfo=UTC)
+TOO_OLD = "schedule its prints yourself, or mark the order as shipped."
 LINES = (
     sa.select(
         OrderItem.id,
@@ -31,8 +32,11 @@ LINES = (
         OrderItem.personalization_seen_at,
         Order.shop_id,
         Order.ship_by,
+        Order.ordered_at,
+        User.auto_schedule,
     )
     .join(Order, sa.and_(Order.user_id == OrderItem.user_id, Order.id == OrderItem.order_id))
+    .join(User, User.id == Order.user_id)
     .where(
         Order.user_id == sa.bindparam("mine"),
         Order.status == OrderStatus.paid,
@@ -48,17 +52,15 @@ NOT_PRINTED = ~sa.exists().where(
 )
 UNPRINTED_LINES = LINES.where(NOT_PRINTED).order_by(OrderItem.id)
 # Of orders that a person has had nothing to do with yet, and need not.
-UNTOUCHED_LINES = (
-    LINES.join(User, User.id == Order.user_id)
-    .where(
-        User.auto_schedule,
-        Order.production_status == ProductionStatus.new,
-        Order.partially_refunded.is_(False),
-        Order.attention.is_(None),
-        ~sa.exists().where(ScheduledPrint.user_id == Order.user_id, ScheduledPrint.order_id == Order.id),
-    )
-    .order_by(Order.ship_by.is_(None), Order.ship_by, Order.id, OrderItem.id)
-)
+UNTOUCHED_LINES = LINES.where(
+    User.auto_schedule,
+    # A first sync brings in all of a shop's past, and what was sent long ago may never have been marked there.
+    Order.ordered_at >= sa.bindparam("since"),
+    Order.production_status == ProductionStatus.new,
+    Order.partially_refunded.is_(False),
+    Order.attention.is_(None),
+    ~sa.exists().where(ScheduledPrint.user_id == Order.user_id, ScheduledPrint.order_id == Order.id),
+).order_by(Order.ship_by.is_(None), Order.ship_by, Order.id, OrderItem.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +94,18 @@ class Waiting:
         return min((each.ship_by for each in self.lines if each.ship_by is not None), default=None)
 
 
-def read_waiting(user_id: int) -> list[Waiting]:
-    """What keeps the unprinted lines of a seller's open, paid orders from being printed by themselves."""
+def read_waiting(user_id: int, since: datetime) -> list[Waiting]:
+    """What keeps the unprinted lines of a seller's open, paid orders from being printed by themselves: orders from
+    before `since` their age alone."""
     rows = db.session.execute(UNPRINTED_LINES, {"mine": user_id}).all()
-    return group_waiting(rows, read_mappings(user_id)) if rows else []
+    return group_waiting(rows, read_mappings(user_id), since) if rows else []
 
 
-def read_mapped_orders(user_id: int) -> list[tuple[int, frozenset[tuple[Any, ...]]]]:
+def read_mapped_orders(user_id: int, since: datetime) -> list[tuple[int, frozenset[tuple[Any, ...]]]]:
     """(order, what it needs) of each order that may become prints by itself, the first to be shipped first; none where
-    the account does not want that. Orders that need the same fit, or fit not, on the same printers."""
-    rows = db.session.execute(UNTOUCHED_LINES, {"mine": user_id}).all()
+    the account does not want that. Orders that need the same fit, or fit not, on the same printers. `since`: the
+    earliest time at which such an order was made."""
+    rows = db.session.execute(UNTOUCHED_LINES, {"mine": user_id, "since": since}).all()
     if not rows:
         return []
     mappings = read_mappings(user_id)
@@ -126,28 +130,31 @@ def _need(plate: LinePlate) -> tuple[Any, ...]:
     )
 
 
-def refuse_by_itself(order: Order, before: Sequence[PrintOfOrder]) -> None:
+def refuse_by_itself(order: Order, before: Sequence[PrintOfOrder], since: datetime) -> None:
     """Asked again of the locked order.
 
     Raises:
-        Conflict: it had a print before, a person has to look at it, or the account does not want it any more.
+        Conflict: it had a print before, it was made before `since`, a person has to look at it, or the account does
+            not want it any more.
     """
     if before:
         raise Conflict("This order had prints before.", code="already_scheduled")
     is_wanted = db.session.execute(sa.select(User.auto_schedule).where(User.id == order.user_id)).scalar_one()
-    if order.attention is not None or order.partially_refunded or not is_wanted:
+    if order.attention is not None or order.partially_refunded or order.ordered_at < since or not is_wanted:
         raise Conflict("A person decides about this order.", code="order_not_printable")
 
 
-def group_waiting(rows: Iterable[Any], mappings: Mappings) -> list[Waiting]:
-    """The same of given lines, those of one product together; the first to be shipped first. A row is a Line with `id`,
-    `order_id`, `shop_id` and `ship_by`."""
+def group_waiting(rows: Iterable[Any], mappings: Mappings, since: datetime) -> list[Waiting]:
+    """The same of given lines, those of one product together; the first to be shipped first, what is too old last. A
+    row is a Line with `id`, `order_id`, `shop_id`, `ship_by`, `ordered_at`, and the account's `auto_schedule`."""
     groups: dict[tuple[Any, ...], Waiting] = {}
     for row in rows:
         found = mappings.plates_of(row, row.shop_id)
         reasons = [(found.why, found.sentence)] if found.why is not None else []
         if waits_for_person(row):
             reasons.append((Why.personalization, "A person has to see what the buyer wants on it."))
+        if row.auto_schedule and row.ordered_at < since and not reasons:
+            reasons.append((Why.too_old, f"It was ordered before {since:%Y-%m-%d}: {TOO_OLD}"))
         for why, sentence in reasons:
             ids = () if why is Why.personalization else found.profile_ids
             group = groups.setdefault(
@@ -157,7 +164,10 @@ def group_waiting(rows: Iterable[Any], mappings: Mappings) -> list[Waiting]:
                 ),
             )
             group.lines.append(WaitingLine(row.order_id, row.id, row.quantity, row.ship_by, row.personalization))
-    return sorted(groups.values(), key=lambda each: (each.ship_by or NEVER, each.lines[0].order_item_id, each.why))
+    return sorted(
+        groups.values(),
+        key=lambda each: (each.why is Why.too_old, each.ship_by or NEVER, each.lines[0].order_item_id, each.why),
+    )
 
 
 def _key(why: Why, row: Any) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import http_date
 from werkzeug.routing import Map, Rule
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
@@ -93,12 +94,17 @@ class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """What was asked stands in `SimulatedEtsy.requests`."""
 
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Without the machine's time, which is not Etsy's."""
+        self.send_response_only(code, message)
+
 
 class SimulatedEtsy:
     """A context manager: inside it the server answers at `base_url`, under one lock, one request after another.
 
     `requests`, `shipments` (each a mail to a buyer) and `receipts` by id may be read, `remaining_today` also set.
     `limit_per_second` is kept by the clock, so a clock that stands still stays in its second; None keeps none.
+    `shuffles_ties`: receipts of the same second come in another order each time.
     `delay_seconds` goes by before an answer to a path that ends in `delayed_path`.
     `is_locked_out` is Etsy's treatment of new applications in many countries: no address, no tracking.
     `carriers` are the names of carriers that are taken besides "other", None takes any; `loses_tracking` marks an order
@@ -132,6 +138,10 @@ class SimulatedEtsy:
         self.arrived: list[str] = []
         self.carriers: set[str] | None = None
         self.loses_tracking = False
+        # In place of the true time as a Date header.
+        self.told_time: str | None = None
+        self.shuffles_ties = False
+        self._random = random.Random(seed)
         self._keystring = keystring
         self._shared_secret = shared_secret
         self._clock = clock
@@ -211,6 +221,7 @@ class SimulatedEtsy:
                 response = self._answer(request)
             if fault is not None:
                 response = make_response(fault.status, fault.body, fault.headers)
+            response.headers["Date"] = http_date(self._clock()) if self.told_time is None else self.told_time
         return response(environ, start_response)
 
     def _answer(self, request: Request) -> Response:
@@ -309,7 +320,14 @@ class SimulatedEtsy:
             if all(earliest <= receipt[name] <= last for name, earliest, last in windows)
             and all(value is None or _facts(receipt)[name] is value for name, value in wanted.items())
         ]
-        found.sort(key=lambda receipt: (receipt[sort_field], receipt["receipt_id"]), reverse=is_descending)
+        found.sort(
+            key=lambda receipt: (
+                receipt[sort_field],
+                self._random.random() if self.shuffles_ties else 0,
+                receipt["receipt_id"],
+            ),
+            reverse=is_descending,
+        )
         page = [self._shown(receipt) for receipt in found[offset : offset + limit]]
         return make_response(200, {"count": len(found), "results": page})
 

@@ -49,6 +49,8 @@ def make_receipt(
     tracking: tuple[str, str] | None = None,
     is_gift: bool = False,
     gift_message: str = "",
+    gift_sender: str = "",
+    message_from_seller: str | None = None,
     message_from_buyer: str | None = None,
 ) -> Receipt:
     """A ShopReceipt in the true shape. `status` in Etsy's live spelling (Paid, Completed, Canceled, Open ...); a
@@ -129,7 +131,7 @@ def make_receipt(
         "payment_method": "cc",
         "payment_email": None,
         "message_from_payment": None,
-        "message_from_seller": None,
+        "message_from_seller": message_from_seller,
         "message_from_buyer": message_from_buyer,
         "is_shipped": is_shipped,
         "is_paid": is_paid,
@@ -139,7 +141,7 @@ def make_receipt(
         "updated_timestamp": updated,
         "is_gift": is_gift,
         "gift_message": gift_message,
-        "gift_sender": "",
+        "gift_sender": gift_sender,
         "grandtotal": money(subtotal + shipping_cost),
         "subtotal": money(subtotal),
         "total_price": money(total_price),

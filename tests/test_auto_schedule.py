@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flask import Flask
 
 import etsy_api
 from etsy_api import schedule_paid_orders
+from farm.order_plan import PlanRules
 from models import (
     Order,
     OrderItem,
@@ -352,6 +354,41 @@ def test_a_long_list_is_taken_in_pieces(shop: Farm, monkeypatch: pytest.MonkeyPa
     assert [run(shop), run(shop), run(shop)] == [ids[:2], ids[2:], []]
 
 
+def test_an_order_from_long_ago_waits_for_a_person_and_the_list_says_why(shop: Farm) -> None:
+    """A first sync brings in all of a shop's past, and what was sent long ago may never have been marked there."""
+    fresh, old, older = (shop.add_order(vase(), ship_by="2026-11-01T00:00:00Z")["id"] for _ in range(3))
+    unmapped = shop.add_order({"title": "Bowl", "quantity": 1})["id"]
+    change(shop, Order, fresh, ordered_at=BASE_TIME - timedelta(days=30))
+    change(shop, Order, old, ordered_at=BASE_TIME - timedelta(days=30, seconds=1))
+    change(shop, Order, older, ordered_at=BASE_TIME - timedelta(days=2000))
+    change(shop, Order, unmapped, ordered_at=BASE_TIME - timedelta(days=2000))
+    assert run(shop) == [fresh]
+    with statements(shop.app) as seen:
+        assert run(shop) == []
+    # They are not even looked at: there may be thousands.
+    assert len(seen) == 1
+    assert waiting(shop) == [("no_mapping", "Bowl", 1, 1), ("too_old", "Vase", 2, 2)]
+    assert shop.get(UNMAPPED).json["unmapped"][1]["message"] == (
+        "It was ordered before 2026-10-22: schedule its prints yourself, or mark the order as shipped."
+    )
+    assert shop.post(f"/api/orders/{old}/schedule-prints", {"printer_id": "auto"}).status_code == 201
+    assert waiting(shop)[1] == ("too_old", "Vase", 1, 1)
+    # Who does not want it by itself need not be told.
+    shop.put("/api/auth/user", {"auto_schedule": False})
+    assert waiting(shop) == [("no_mapping", "Bowl", 1, 1)]
+
+
+def test_how_old_an_order_may_be_is_a_setting(shop: Farm) -> None:
+    order = shop.add_order(vase())["id"]
+    change(shop, Order, order, ordered_at=BASE_TIME - timedelta(days=40))
+    settings = shop.app.extensions["parts"].settings
+    assert PlanRules.from_settings(settings).oldest == timedelta(days=30)
+    rules = PlanRules.from_settings(settings.model_copy(update={"auto_schedule_days": 41}))
+    with shop.app.app_context():
+        assert schedule_paid_orders(shop.user["id"], BASE_TIME) == []
+        assert schedule_paid_orders(shop.user["id"], BASE_TIME, rules=rules) == [order]
+
+
 def test_another_accounts_orders_are_not_touched(shop: Farm, stranger: Farm) -> None:
     stranger.put("/api/auth/user", {"auto_schedule": True})
     shop.add_order(vase())
@@ -359,7 +396,9 @@ def test_another_accounts_orders_are_not_touched(shop: Farm, stranger: Farm) -> 
     assert shop.get(PRINTS).json == []
 
 
-@pytest.mark.parametrize("meanwhile", ["attention", "refunded in part", "unwanted", "printed", "without a file"])
+@pytest.mark.parametrize(
+    "meanwhile", ["attention", "refunded in part", "unwanted", "printed", "without a file", "too old"]
+)
 def test_what_changes_while_the_orders_before_it_are_scheduled_counts(shop: Farm, meanwhile: str) -> None:
     first, second = shop.add_order(vase())["id"], shop.add_order(vase())["id"]
     printer_id = shop.get("/api/printers").json[0]["id"]
@@ -375,6 +414,8 @@ def test_what_changes_while_the_orders_before_it_are_scheduled_counts(shop: Farm
             change(shop, Order, second, attention="Look.")
         elif meanwhile == "refunded in part":
             change(shop, Order, second, partially_refunded=True)
+        elif meanwhile == "too old":
+            change(shop, Order, second, ordered_at=BASE_TIME - timedelta(days=31))
         elif meanwhile == "unwanted":
             change(shop, User, shop.user["id"], auto_schedule=False)
         elif meanwhile == "without a file":

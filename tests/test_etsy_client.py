@@ -4,7 +4,7 @@ import copy
 import json
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from etsy_client import (
     Login,
     NotFound,
     RateLimited,
+    ReceiptPage,
     ReconnectNeeded,
     Refused,
     Tokens,
     Unauthorized,
     Unavailable,
 )
+from etsy_pages import PageAsked, walk_pages
 from simulator.etsy import ReceiptLine, SimulatedEtsy, SimulatedShop, make_receipt
 from tests import etsy_contract
 
@@ -264,104 +266,192 @@ def test_a_person_without_a_shop_has_none(client: EtsyClient, etsy: SimulatedEts
         client.get_me(tokens.access_token)
 
 
+def walk(
+    client: EtsyClient, earliest: datetime | None, latest: datetime = NOON, was_canceled: bool | None = None
+) -> Iterator[tuple[ReceiptPage, datetime | None]]:
+    token = log_in(client).access_token
+
+    def fetch(asked: PageAsked) -> ReceiptPage:
+        return client.get_receipt_page(
+            token,
+            SHOP_ID,
+            min_last_modified=asked.earliest,
+            max_last_modified=asked.latest or latest,
+            was_canceled=was_canceled,
+            is_by_id=asked.is_by_id,
+            offset=asked.offset,
+        )
+
+    return walk_pages(fetch, earliest)
+
+
+def ids_of(pages: Iterable[tuple[ReceiptPage, datetime | None]]) -> list[int]:
+    return [receipt["receipt_id"] for page, _ in pages for receipt in page.receipts]
+
+
 def test_all_receipts_of_a_window_come_oldest_change_first_in_pages_of_a_hundred(
     client: EtsyClient, etsy: SimulatedEtsy
 ) -> None:
     ids = add_orders(etsy, 250)
-    tokens = log_in(client)
+    begun_at = NOON - timedelta(hours=5)
+    first, last = begun_at + timedelta(seconds=1), begun_at + timedelta(seconds=200)
+    pages = walk(client, first + timedelta(milliseconds=900), last)
     before = len(etsy.requests)
-    first, last = NOON - timedelta(hours=5) + timedelta(seconds=1), NOON - timedelta(hours=5) + timedelta(seconds=200)
-    found = client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=first, max_last_modified=last)
-    assert [receipt["receipt_id"] for receipt in found] == ids[1:201]
+    found = list(pages)
+    # A page begins with the second in which the one before it ended.
+    assert ids_of(found) == [*ids[1:101], *ids[100:200], *ids[199:201]]
+    assert [until for _, until in found] == [
+        begun_at + timedelta(seconds=100), begun_at + timedelta(seconds=199), None
+    ]  # fmt: skip
     queries = [seen.query for seen in etsy.requests[before:]]
-    assert [query["offset"] for query in queries] == [["0"], ["100"]]
-    assert queries[0] == {
-        "min_last_modified": [str(int(first.timestamp()))],
-        "max_last_modified": [str(int(last.timestamp()))],
-        "sort_on": ["updated"],
-        "sort_order": ["asc"],
-        "limit": ["100"],
-        "offset": ["0"],
-    }
+    starts = [first, *(until for _, until in found if until)]
+    assert queries == [
+        {
+            "min_last_modified": [str(int(start.timestamp()))],
+            "max_last_modified": [str(int(last.timestamp()))],
+            "sort_on": ["updated"],
+            "sort_order": ["asc"],
+            "limit": ["100"],
+            "offset": ["0"],
+        }
+        for start in starts
+    ]
 
 
 def test_a_window_open_to_the_past_and_an_empty_shop(client: EtsyClient) -> None:
-    tokens = log_in(client)
-    assert not list(
-        client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON)
-    )
-    early = datetime(1990, 1, 1, tzinfo=UTC)
-    assert not list(
-        client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=early, max_last_modified=NOON)
-    )
+    assert ids_of(walk(client, None)) == []
+    assert ids_of(walk(client, datetime(1990, 1, 1, tzinfo=UTC))) == []
     with pytest.raises(ValueError, match="aware"):
-        list(
-            client.iterate_receipts(
-                tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON.replace(tzinfo=None)
-            )
-        )
+        list(walk(client, None, NOON.replace(tzinfo=None)))
 
 
 def test_cancelled_receipts_come_only_when_asked_for(client: EtsyClient, etsy: SimulatedEtsy) -> None:
     etsy.add_receipt(make_receipt(receipt_id=1, lines=[ReceiptLine("Vase")]))
     etsy.add_receipt(make_receipt(receipt_id=2, lines=[ReceiptLine("Vase")], status="Canceled"))
-    tokens = log_in(client)
-
-    def ids(was_canceled: bool | None) -> list[int]:
-        found = client.iterate_receipts(
-            tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON, was_canceled=was_canceled
-        )
-        return [receipt["receipt_id"] for receipt in found]
-
-    assert (ids(None), ids(False), ids(True)) == ([1], [1], [2])
+    assert [ids_of(walk(client, None, was_canceled=each)) for each in (None, False, True)] == [[1], [1], [2]]
     assert etsy.requests[-1].query["was_canceled"] == ["true"]
 
 
-def test_no_receipt_is_lost_when_others_change_between_two_pages(
-    client: EtsyClient, etsy: SimulatedEtsy, clock: Clock
+def change_at(etsy: SimulatedEtsy, receipt_id: int, moment: datetime) -> None:
+    seconds = int(moment.timestamp())
+    etsy.change_receipt(receipt_id, is_noticed=False, updated_timestamp=seconds, update_timestamp=seconds)
+
+
+@pytest.mark.parametrize("entering", [0, 7, 9])
+def test_no_receipt_is_lost_when_others_leave_the_window_and_enter_it_between_two_pages(
+    client: EtsyClient, etsy: SimulatedEtsy, entering: int
 ) -> None:
     ids = add_orders(etsy, 250)
-    tokens = log_in(client)
-    found = client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON)
-    seen = [next(found)["receipt_id"] for _ in range(100)]
-    clock.now += timedelta(minutes=1)
+    pages = walk(client, None)
+    seen = ids_of([next(pages)])
     for receipt_id in ids[3:10]:
-        etsy.change_receipt(receipt_id)  # leaves the window, the rest moves up by seven
-    seen += [receipt["receipt_id"] for receipt in found]
-    assert set(seen) == set(ids)
+        change_at(etsy, receipt_id, NOON + timedelta(minutes=1))
+    for number in range(entering):
+        # As many as have left, so that the count says nothing.
+        late = NOON - timedelta(minutes=number)
+        etsy.add_receipt(make_receipt(receipt_id=5000 + number, lines=[ReceiptLine("Vase")], updated_at=late))
+    seen += ids_of(pages)
+    assert set(seen) == {*ids, *range(5000, 5000 + entering)}
 
 
-def test_paging_ends_when_every_other_receipt_leaves_the_window(
-    client: EtsyClient, etsy: SimulatedEtsy, clock: Clock
+@pytest.mark.parametrize(("alike", "requests_made"), [(90, 3), (100, 4), (250, 6)])
+def test_receipts_of_one_second_in_no_firm_order_all_come(
+    client: EtsyClient, etsy: SimulatedEtsy, alike: int, requests_made: int
 ) -> None:
-    ids = add_orders(etsy, 101)
-    tokens = log_in(client)
-    found = client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON)
-    next(found)
-    clock.now += timedelta(minutes=1)
+    ids = add_orders(etsy, 60 + alike + 30)
+    for receipt_id in ids[60:-30]:
+        change_at(etsy, receipt_id, NOON - timedelta(hours=4))
+    for number, receipt_id in enumerate(ids[-30:]):
+        change_at(etsy, receipt_id, NOON - timedelta(hours=3) + timedelta(seconds=number))
+    etsy.shuffles_ties = True
+    pages = walk(client, None)
+    before = len(etsy.requests)
+    assert set(ids_of(pages)) == set(ids)
+    assert len(etsy.requests) - before == requests_made
+
+
+def test_of_many_in_one_second_none_is_lost_when_one_leaves_the_window(client: EtsyClient, etsy: SimulatedEtsy) -> None:
+    ids = add_orders(etsy, 300)
     for receipt_id in ids:
-        etsy.change_receipt(receipt_id)
-    assert len(list(found)) == 99
+        change_at(etsy, receipt_id, NOON - timedelta(hours=4))
+    pages = walk(client, None)
+    seen = ids_of([next(pages), next(pages)])
+    for receipt_id in ids[:3]:
+        change_at(etsy, receipt_id, NOON + timedelta(minutes=1))
+    seen += ids_of(pages)
+    assert set(seen) == set(ids)
+    assert [each.query["offset"] for each in etsy.requests[-6:-1]] == [["0"], ["99"], ["0"], ["99"], ["198"]]
+
+
+def test_a_list_that_never_holds_still_is_given_up(client: EtsyClient, etsy: SimulatedEtsy) -> None:
+    pages = walk(client, None)
+    for number in range(8):
+        results = [{"receipt_id": number * 100 + each} for each in range(100)]
+        etsy.fail_next(200, {"count": 300, "results": results})
+    with pytest.raises(Unavailable, match="hold still"):
+        list(pages)
+
+
+def test_pages_in_another_order_than_was_asked_for_are_read_by_id(client: EtsyClient, etsy: SimulatedEtsy) -> None:
+    ids = add_orders(etsy, 150)
+    results = [copy.deepcopy(etsy.receipts[each]) for each in ids[:100]]
+    etsy.fail_next(200, {"count": 150, "results": results[::-1]}, skip=2)
+    found = list(walk(client, None))
+    assert set(ids_of(found)) == set(ids)
+    # Nothing is known of what came with it.
+    assert [until for _, until in found] == [None, None]
+    assert {each.query["sort_on"][0] for each in etsy.requests[-2:]} == {"receipt_id"}
+
+
+def test_paging_ends_when_every_other_receipt_leaves_the_window(client: EtsyClient, etsy: SimulatedEtsy) -> None:
+    ids = add_orders(etsy, 101)
+    pages = walk(client, None)
+    next(pages)
+    for receipt_id in ids:
+        change_at(etsy, receipt_id, NOON + timedelta(minutes=1))
+    assert ids_of(pages) == []
 
 
 def test_a_page_that_ends_early_ends_the_paging(client: EtsyClient, etsy: SimulatedEtsy) -> None:
-    tokens = log_in(client)
-    before = len(etsy.requests)
+    before = len(etsy.requests) + 2
+    etsy.fail_next(200, {"count": 500, "results": [{"receipt_id": 1}, None, "text"]}, skip=2)
     etsy.fail_next(200, {"count": 500, "results": [{"receipt_id": 1}, None, "text"]})
     etsy.fail_next(200, {"count": 500, "results": []})
-    found = client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON)
-    assert list(found) == [{"receipt_id": 1}]
-    assert len(etsy.requests) == before + 2
+    assert ids_of(walk(client, None)) == [1]
+    assert len(etsy.requests) == before + 3
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"count": 1}, {"results": []}, {"count": "1", "results": []}, {"count": 1, "results": {}}]
 )
 def test_what_is_no_page_is_unavailable(client: EtsyClient, etsy: SimulatedEtsy, body: object) -> None:
-    tokens = log_in(client)
-    etsy.fail_next(200, body)
+    etsy.fail_next(200, body, skip=2)
     with pytest.raises(Unavailable):
-        list(client.iterate_receipts(tokens.access_token, SHOP_ID, min_last_modified=None, max_last_modified=NOON))
+        list(walk(client, None))
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (None, NOON),
+        ("Mon, 02 Mar 2026 13:30:00 GMT", NOON + timedelta(hours=1, minutes=30)),
+        ("Mon, 02 Mar 2026 13:30:00 +0100", NOON + timedelta(minutes=30)),
+        ("Mon, 02 Mar 2026 12:00:00 -0000", NOON),
+        ("", None),
+        ("soon", None),
+        ("Mon, 99 Mar 2026 13:30:00 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", None),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", None),
+        ("Fri, 01 Jan 2100 00:00:00 GMT", None),
+    ],
+)
+def test_the_time_at_etsy_is_that_of_its_last_answer(
+    client: EtsyClient, etsy: SimulatedEtsy, told: str | None, wanted: datetime | None
+) -> None:
+    token = log_in(client).access_token
+    etsy.told_time = told
+    client.get_me(token)
+    assert client.etsy_time == wanted
 
 
 def test_one_receipt_is_read_by_id(client: EtsyClient, etsy: SimulatedEtsy) -> None:

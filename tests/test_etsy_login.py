@@ -11,8 +11,9 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
+import etsy_login
 from api.etsy_login import COOKIE
-from models import Shop, db
+from models import EtsyLogin, Shop, db
 from simulator.etsy import SimulatedEtsy
 from tests import etsy_contract
 from tests.conftest import Clock
@@ -41,6 +42,9 @@ def shop_app(app: Flask, etsy: SimulatedEtsy) -> Iterator[Flask]:
         ETSY_AUTHORIZE_URL=etsy.authorize_url,
     ) as made:
         yield made
+
+
+LOGIN = "/api/auth/etsy/login"
 
 
 def bearer(farm: Farm | None) -> dict[str, str]:
@@ -234,3 +238,56 @@ def test_a_begun_login_keeps_neither_state_nor_verifier_in_plain(shop_app: Flask
     form = next(parse_qs(seen.body.decode()) for seen in etsy.requests if seen.path.endswith("/oauth/token"))
     assert returned["state"] not in row
     assert len(form["code_verifier"][0]) >= 43 and form["code_verifier"][0] not in row
+
+
+# How many are under way
+
+
+def under_way(app: Flask) -> int:
+    with app.app_context():
+        return db.session.execute(sa.select(sa.func.count()).select_from(EtsyLogin)).scalar_one()
+
+
+def test_an_address_begins_as_many_in_a_minute_as_it_may_fail(app: Flask, etsy: SimulatedEtsy) -> None:
+    with sibling(app, ETSY_CLIENT_ID="keystring", ETSY_SHARED_SECRET="shared-secret", LOGIN_LIMIT="3") as limited:
+        farm = Farm(limited, "owner@example.com")
+
+        def ask(address: str, **more: Any) -> Any:
+            return limited.test_client().get(LOGIN, environ_base={"REMOTE_ADDR": address}, **more)
+
+        answers = [ask("203.0.113.1") for _ in range(5)]
+        assert [each.status_code for each in answers] == [200, 200, 200, 429, 429]
+        assert answers[-1].json["code"] == "too_many_requests"
+        assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
+        assert under_way(limited) == 3
+        # Neither another address nor who has an account is held up, nor does one use up the failures of a login.
+        assert ask("203.0.113.2").status_code == 200
+        assert ask("203.0.113.1", headers=bearer(farm)).status_code == 200
+        wrong = {"email": "owner@example.com", "password": "wrong-password"}
+        failed = limited.test_client().post("/api/auth/login", json=wrong, environ_base={"REMOTE_ADDR": "203.0.113.1"})
+        assert failed.status_code == 401
+
+
+def test_there_is_an_end_to_the_logins_under_way(
+    shop_app: Flask, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etsy_login, "MOST_LOGINS", 2)
+    monkeypatch.setattr(etsy_login, "MOST_NAMELESS_LOGINS", 4)
+    farm, client = Farm(shop_app, "owner@example.com"), shop_app.test_client()
+
+    def ask(who: Farm | None = None) -> Any:
+        return client.get(LOGIN, headers=bearer(who))
+
+    assert [ask().status_code for _ in range(3)] == [200] * 3
+    clock.forward(minutes=4)
+    answers = [ask() for _ in range(3)]
+    assert [each.status_code for each in answers] == [200, 429, 429]
+    assert (answers[-1].json["code"], answers[-1].headers["Retry-After"]) == ("too_many_requests", "361")
+    # Whoever has an account is not held up by those who have none, only by their own.
+    assert [ask(farm).status_code for _ in range(3)] == [200, 200, 429]
+    own = client.post(LOGIN, headers=bearer(farm), json={"keystring": "k" * 20, "shared_secret": "secret"})
+    assert own.status_code == 429
+    assert under_way(shop_app) == 6
+    clock.forward(minutes=6, seconds=1)
+    assert [ask().status_code for _ in range(4)] == [200, 200, 200, 429]
+    assert under_way(shop_app) == 6

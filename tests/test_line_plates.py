@@ -157,13 +157,34 @@ def test_without_a_mapping_or_a_file_it_says_so() -> None:
         ({"Color": "Red"}, ("PLA", "#FF0000")),
         # Nothing chosen: as the profile says.
         ({}, ("PLA", "#000000")),
+        # An option that the profile knows, and no other.
         ({"Size": "L"}, ("PLA", "#000000")),
+        ({"Size": "L", "Color": "Red"}, ("PLA", "#FF0000")),
+        # One that nobody knows says nothing against the rule that holds.
+        ({"Scent": "Rose", "Color": "Red"}, ("PLA", "#FF0000")),
     ],
 )
 def test_an_option_chooses_the_filament(options: dict[str, str], wanted: tuple[str, str]) -> None:
-    mapped = profile(rules=[NAVY, RED], preferred_material="PLA", preferred_color="#000000")
+    mapped = profile(rules=[NAVY, RED], preferred_material="PLA", preferred_color="#000000", options={"Size": "L"})
     found = plates_of(line(options=options), mapped)
     assert (found.why, colors(found)) == (None, [wanted])
+
+
+@pytest.mark.parametrize("options", [{"Colour": "Red"}, {"Size": "L", "Colour": "Red"}])
+def test_an_option_that_was_renamed_at_etsy_is_not_printed_in_the_usual_colour(options: dict[str, str]) -> None:
+    mapped = profile(rules=[NAVY, RED], preferred_color="#000000", options={"Size": "L"})
+    found = plates_of(line(options=options), mapped)
+    assert (found.why, found.plates, found.profile_ids) == (Why.no_rule, (), (1,))
+    assert found.sentence == (
+        "Its rules are for Color, which the line does not have, and nothing says what Colour = Red is."
+    )
+    # A profile without rules takes whatever comes: no option of it chooses anything.
+    assert plates_of(line(options=options), profile(preferred_color="#000000")).why is None
+
+
+def test_of_two_ruled_options_one_that_was_renamed_is_noticed() -> None:
+    found = plates_of(line(options={"Finish": "Silk", "Colour": "Red"}), profile(rules=[SILK, RED]))
+    assert (found.why, found.sentence.split(",")[0]) == (Why.no_rule, "Its rules are for Color")
 
 
 def test_two_options_choose_together_and_of_two_words_the_first_counts() -> None:

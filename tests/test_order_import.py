@@ -56,7 +56,9 @@ def test_a_whole_receipt_is_read() -> None:
             buyer_email="buyer@example.com",
             is_gift=True,
             gift_message="Happy birthday!\r\nYours",
+            gift_sender="Zoë &amp; Ada",
             message_from_buyer="Please hurry",
+            message_from_seller="Soon",
         )
     )
     assert (order.etsy_order_id, order.buyer_user_id) == ("4117291123", "77")
@@ -66,7 +68,8 @@ def test_a_whole_receipt_is_read() -> None:
     assert (order.ordered_at, order.updated_at) == (ORDERED_AT, ORDERED_AT + timedelta(hours=1))
     assert (order.ship_by, order.shipped_at, order.tracking_number) == (SHIP_BY, None, None)
     assert (order.is_gift, order.gift_message) == (True, "Happy birthday!\nYours")
-    assert order.message_from_buyer == "Please hurry"
+    assert (order.message_from_buyer, order.message_from_seller) == ("Please hurry", "Soon")
+    assert order.gift_sender == "Zoë & Ada"
     assert order.address == {
         "first_line": "1 Example Street",
         "second_line": None,
@@ -275,8 +278,14 @@ def test_texts_are_resolved_once_cleaned_and_cut(text: object, read: str | None)
 
 def test_messages_keep_their_lines_and_two_thousand_characters() -> None:
     message = "one\r\n&quot;two&quot;\rthree\u2029\x00" + "x" * 5000
-    order = read_receipt({**line_with(variations=[]), "message_from_buyer": message, "gift_message": message})
-    assert order.message_from_buyer == order.gift_message == ('one\n"two"\nthree\n' + "x" * 5000)[:2000]
+    texts = dict.fromkeys(("message_from_buyer", "message_from_seller", "gift_message"), message)
+    order = read_receipt({**line_with(variations=[]), **texts})
+    assert (
+        order.message_from_buyer
+        == order.message_from_seller
+        == order.gift_message
+        == ('one\n"two"\nthree\n' + "x" * 5000)[:2000]
+    )
     many = [{"property_id": 54, "formatted_name": "q", "formatted_value": "y" * 1900}] * 3
     assert len(read_receipt(line_with(variations=many)).lines[0].personalization or "") == 2000
 

@@ -22,7 +22,8 @@ MISSING_ID = 2_000_000_000
 ORDER_FIELDS = {
     *("id", "shop_id", "customer_id", "etsy_order_id", "buyer_name", "status", "etsy_status", "partially_refunded"),
     *("production_status", "total_amount", "currency", "ship_by", "ordered_at", "shipped_at", "tracking_number"),
-    *("is_gift", "gift_message", "message_from_buyer", "items", "created_at", "updated_at"),
+    *("is_gift", "gift_message", "gift_sender", "message_from_buyer", "message_from_seller", "items"),
+    *("created_at", "updated_at"),
     *("attention", "refunded_amount", "carrier_name", "ship_error"),
 }
 ITEM_FIELDS = {

@@ -24,6 +24,7 @@ from tests.etsy_bench import (
     add,
     calls_to,
     go,
+    hurry,
     process,
     sync,
 )
@@ -193,6 +194,30 @@ def test_what_was_pressed_at_etsy_ends_the_reminder(
     assert (shown["ship_error"], shown["status"], shown["production_status"]) == (None, "completed", "shipped")
 
 
+def test_an_order_completed_at_etsy_without_the_code_says_that_it_is_not_there(
+    seller: Farm, etsy: SimulatedEtsy, shop_id: int, clock: Clock
+) -> None:
+    etsy.is_locked_out = True
+    order_id = order_at_etsy(seller, etsy, shop_id)
+    ship(seller, order_id)
+    for _ in range(2):
+        clock.forward(minutes=1)
+        etsy.change_receipt(1, status="Completed", is_shipped=True)
+        sync(seller.app, shop_id)
+        told = ship(seller, order_id).json
+        assert (told["etsy"]["sent"], told["etsy"]["tracking_stored"]) == (True, False)
+        assert told["etsy"]["reason"] == told["order"]["ship_error"]
+        assert "does not show the tracking number" in told["etsy"]["reason"]
+        assert "add it by hand: the tracking number JJD 0012345 of dhl." in told["etsy"]["reason"]
+        other = ship(seller, order_id, tracking_code="OTHER")
+        assert (other.status_code, other.json["code"]) == (409, "already_shipped")
+        assert "without a number" in other.json["error"]
+    clock.forward(minutes=1)
+    etsy.change_receipt(1, shipments=[{"carrier_name": "DHL", "tracking_code": "JJD 0012345"}])
+    sync(seller.app, shop_id)
+    assert ship(seller, order_id).json["etsy"] == {"sent": True, "tracking_stored": True, "reason": None}
+
+
 def test_a_login_without_the_right_to_ship_asks_to_connect_again(
     seller: Farm, etsy: SimulatedEtsy, shop_id: int
 ) -> None:
@@ -274,7 +299,8 @@ def test_an_unknown_outcome_is_looked_at_again_and_sent_only_if_it_is_not_there(
 ) -> None:
     order_id = order_at_etsy(seller, etsy, shop_id)
     etsy.fail_next(500, {"error": "Server Error"}, after_effect=after_effect, skip=1)
-    etsy.fail_next(503, "<html>Busy</html>")
+    etsy.fail_next(503, "<html>Busy</html>", times=3)
+    hurry(seller.app)
     answer = ship(seller, order_id)
     assert (answer.status_code, answer.json["code"]) == (502, "ship_unknown")
     assert row(seller.app, order_id).ship_error == answer.json["error"]
@@ -296,7 +322,8 @@ def test_an_unknown_outcome_that_a_sync_meets_first_is_still_asked_about(
     order_id = order_at_etsy(seller, etsy, shop_id)
     etsy.loses_tracking = loses_tracking
     etsy.fail_next(500, {"error": "Server Error"}, after_effect=True, skip=1)
-    etsy.fail_next(503, "<html>Busy</html>")
+    etsy.fail_next(503, "<html>Busy</html>", times=3)
+    hurry(seller.app)
     unknown = ship(seller, order_id).json
     assert unknown["code"] == "ship_unknown"
     clock.forward(minutes=5)

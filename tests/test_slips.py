@@ -116,6 +116,12 @@ def test_a_gift_shows_its_message_and_no_money(farm: Farm) -> None:
     text = page(farm, order["id"], "packing-slip").text
     assert "Happy birthday!" in text
     assert "EUR" not in text and "25" not in text and "Price" not in text
+    assert "A message for you Happy" in text
+    change(farm, Order, order["id"], gift_sender="Lou <b>& Zoë")
+    assert "A message for you from Lou <b>& Zoë Happy birthday!" in page(farm, order["id"], "packing-slip").text
+    # Of what is no gift it is nobody's.
+    change(farm, Order, order["id"], is_gift=False)
+    assert "Lou" not in page(farm, order["id"], "packing-slip").text
 
 
 def test_a_currency_without_cents_has_none_on_paper(farm: Farm) -> None:
@@ -182,7 +188,16 @@ def test_an_order_without_prints_says_so(farm: Farm) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_text_stays_a_text_wherever_it_stands(farm: Farm, text: str) -> None:
     order, (made,) = scheduled(farm, VASE)
-    change(farm, Order, order["id"], buyer_name=text, gift_message=text, message_from_buyer=text, tracking_number=text)
+    change(
+        farm,
+        Order,
+        order["id"],
+        buyer_name=text,
+        gift_message=text,
+        gift_sender=text,
+        message_from_buyer=text,
+        tracking_number=text,
+    )
     item = {"title": text, "sku": text, "personalization": text, "options": {text: text}}
     change(farm, OrderItem, order["items"][0]["id"], **item)
     file = farm.add_file()
