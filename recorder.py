@@ -109,18 +109,11 @@ class Recorder:
         if watched.spools is not None and spool_changes.differ(watched.state, state):
             watched.spools_moved_at = heard_at
         watched.state, watched.heard_at, watched.is_unsaved = state, heard_at, True
-        news = (
-            *(state.known, state.state, state.submission_id, state.job_name, state.print_error, state.cancelled),
-            watched.is_known_whole,
-            # How far a print that is not ours has come needs no database.
-            state.progress_percent if watched.current_print_id is not None else None,
-        )
         is_complaint = watched.complaints is not None and faults.note_listed(
             watched.complaints, state, heard_at=heard_at
         )
-        if news != watched.tracked or watched.commands_under_way or is_complaint:
+        if _news_in(watched) != watched.tracked or watched.commands_under_way or is_complaint:
             self.track(watched)
-            watched.tracked = news
 
     def track(self, watched: Watched) -> None:
         """What the printer's present state means for our prints, in one transaction with the snapshot that shows it."""
@@ -148,6 +141,8 @@ class Recorder:
             complaints = faults.raise_faults(printer, watched.state, watched.complaints, at=self._clock())
             self._save([watched])
             db.session.commit()
+        # With the print that it turned out to concern, or not to concern any more: that is no news in the next report.
+        watched.tracked = _news_in(watched)
         watched.complaints = complaints
         if watched.spools is None:
             watched.spools, watched.spools_moved_at = spools, watched.heard_at
@@ -271,6 +266,17 @@ class Recorder:
         db.session.connection().execute(SAVE_SNAPSHOT, rows)
         for watched in due:
             watched.is_unsaved, watched.saved_at = False, watched.heard_at
+
+
+def _news_in(watched: Watched) -> tuple[object, ...]:
+    """What of a report may mean something for prints."""
+    state = watched.state
+    return (
+        *(state.known, state.state, state.submission_id, state.job_name, state.print_error, state.cancelled),
+        watched.is_known_whole,
+        # How far a print that is not ours has come needs no database.
+        state.progress_percent if watched.current_print_id is not None else None,
+    )
 
 
 def _spools_of(printer: Printer, watched: Watched) -> spool_changes.Spools:

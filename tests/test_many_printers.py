@@ -17,6 +17,7 @@ from models import PrinterConnection, db
 from recorder import Recorder, Watched
 from tests.conftest import Clock
 from tests.farm_builder import Farm
+from tests.test_starter import SERIAL, Bench
 from worker import Worker
 
 PRINTING = PrinterState(known=True, state=PrinterActivity.printing, progress_percent=10, layers_printed=1)
@@ -78,6 +79,33 @@ def test_how_far_a_print_that_is_not_ours_has_come_asks_nothing_of_the_database(
     listening.watched.current_print_id = 7  # as the tracker says of ours
     listening.hear(progress_percent=13)
     assert statements
+
+
+def test_a_report_that_says_what_was_just_written_down_asks_nothing_of_the_database(
+    app: Flask, farm: Farm, clock: Clock, statements: list[str]
+) -> None:
+    """As a print of ours begins, and as it ends: it is not the report alone that has changed then."""
+    bench = Bench(farm, clock)
+    bench.start()
+    (order,) = bench.link.published
+    connection_id = farm.get(f"/api/printers/{bench.printer_id}").json["connection_id"]
+    recorder = Recorder(app)
+    watched = Watched(connection_id=connection_id, printer_id=bench.printer_id, version=1, lease=Lease(SERIAL, "w", 1))
+    ours = replace(PRINTING, submission_id=str(order.submission_id), progress_percent=40)
+
+    def hear(state: PrinterState) -> list[str]:
+        statements.clear()
+        recorder.heard(watched, state, clock())
+        return list(statements)
+
+    assert hear(ours) and watched.current_print_id == bench.print_id
+    assert hear(ours) == []
+    finished = replace(ours, state=PrinterActivity.finished, progress_percent=100)
+    assert hear(finished)
+    clock.forward(seconds=3)
+    recorder.settle_on_time([watched])
+    assert watched.current_print_id is None
+    assert hear(finished) == []
 
 
 def test_a_printer_that_reports_as_often_as_is_written_down_never_waits_for_the_next_time(listening: Listening) -> None:
