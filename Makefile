@@ -10,7 +10,8 @@ PYTHONS := python3.13 python3.12 python3.11 python3
 PY := $(VENV)/bin/python
 # Tried on SQLite alone: what takes long and asks of the database no more than others do, who try it on both.
 ONCE := schemathesis or every_query or misbehaviours or link_faults or test_walk or cloud_links or cloud_accounts \
-	or printer_actions or discovered or test_live or test_tasks or slips or weather or advice or plate_facts or hostile
+	or printer_actions or discovered or test_live or test_tasks or slips or weather or advice or plate_facts or hostile \
+	or change_profile or change_print or every_route or round_trip
 # The last thing written, so that an installation that broke off is not taken for a whole one.
 STAMP := $(VENV)/.installed
 
