@@ -40,7 +40,7 @@ PORTS_TRIED = 100
 KEYSTRING, SHARED_SECRET = "demo-keystring", "demo-shared-secret"
 WEATHER_KEY = "demo-weather-key"
 # Simulated seconds per real one.
-SPEED = 220.0
+SPEED = 180.0
 MARKER = ".demo"
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0

