@@ -12,6 +12,9 @@ PY := $(VENV)/bin/python
 ONCE := schemathesis or every_query or misbehaviours or link_faults or test_walk or cloud_links or cloud_accounts \
 	or printer_actions or discovered or test_live or test_tasks or slips or weather or advice or plate_facts or hostile \
 	or change_profile or change_print or every_route or round_trip
+# Some machines switch the cache of compiled modules off. Every process of a run of tests, and of them there are some
+# hundred, would then compile the product anew.
+unexport PYTHONDONTWRITEBYTECODE
 # The last thing written, so that an installation that broke off is not taken for a whole one.
 STAMP := $(VENV)/.installed
 

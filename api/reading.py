@@ -52,15 +52,16 @@ def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _depth_is_bounded(text: str) -> bool:
     """A cheap upper bound on nesting, so that the parser never gets to recurse deeply."""
-    depth = deepest = 0
+    depth = 0
     for match in TEXT_OR_BRACKET.finditer(text):
         bracket = match[0]
         if bracket in "[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                return False
         elif bracket in "]}":
             depth -= 1
-    return deepest <= MAX_DEPTH
+    return True
 
 
 def read_json(body: bytes) -> Any:

@@ -126,6 +126,7 @@ class Lanes(Generic[K, W]):
             untaken.callback(self._note_taken)
             work = self._look(stream)
             if work is None:
+                untaken.close()
                 self._finish(stream)
                 return
             host = work.host

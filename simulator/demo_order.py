@@ -63,7 +63,8 @@ def _tell_order(show: Show, order: dict[str, Any]) -> None:
         show.screen.tell(f"  {line['quantity']} × {line['title']}{f' ({options})' if options else ''}, {what}")
 
 
-def release_prints(show: Show, order_id: int) -> list[Lane]:
+def await_prints(show: Show, order_id: int) -> list[Lane]:
+    """The order's prints by printer, planned and not yet released."""
     seller, screen, posts = show.seller, show.screen, show.stage.posts
     screen.open_phase("Its prints are made by themselves")
     show.stage.wait_until(lambda: bool(seller.find_prints(order_id)))
@@ -85,13 +86,17 @@ def release_prints(show: Show, order_id: int) -> list[Lane]:
             f"{each['estimated_duration_minutes']} min, {begin}"
         )
     _take_hours_off(show, prints)
-    for each in prints:
-        seller.post(f"/api/bambu/scheduled-prints/{each['id']}/start")
-    screen.tell(
-        f"{len(prints)} prints released: each starts when its printer and the plate are free",
+    return [Lane(post, [each["id"] for each in prints if each["printer_id"] == post.printer_id]) for post in posts]
+
+
+def release_prints(show: Show, lanes: Sequence[Lane]) -> None:
+    print_ids = sorted(print_id for lane in lanes for print_id in lane.print_ids)
+    for print_id in print_ids:
+        show.seller.post(f"/api/bambu/scheduled-prints/{print_id}/start")
+    show.screen.tell(
+        f"{len(print_ids)} prints released: each starts when its printer and the plate are free",
         "POST /api/bambu/scheduled-prints/<id>/start",
     )
-    return [Lane(post, [each["id"] for each in prints if each["printer_id"] == post.printer_id]) for post in posts]
 
 
 def _take_hours_off(show: Show, prints: Sequence[dict[str, Any]]) -> None:

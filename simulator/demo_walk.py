@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulator import demo_judges as judges
 from simulator.demo_checks import CheckList
 from simulator.demo_goods import NEXT_BUYER, NEXT_RECEIPT_ID, VASE
-from simulator.demo_order import bring_in_order, release_prints
+from simulator.demo_order import await_prints, bring_in_order, release_prints
 from simulator.demo_screen import Screen
 from simulator.demo_seller import EMAIL, Seller
 from simulator.demo_setup import add_printers, build_stage, look_at_filament, set_up_shop
@@ -30,9 +30,12 @@ class Walk:
         add_printers(show)
         look_at_filament(show)
         order_id = bring_in_order(show)
-        lanes = release_prints(show, order_id)
-        show.screen.open_phase("The printers at work, in fast time")
+        lanes = await_prints(show, order_id)
         watch = Watch(show.stage, show.seller, show.screen, lanes, order_id)
+        # Before the release: the first start may be quicker than the first look at the printers.
+        watch.look_at_order()
+        release_prints(show, lanes)
+        show.screen.open_phase("The printers at work, in fast time")
         watch.run()
         given_up = [lane.gave_up for lane in lanes if lane.gave_up]
         show.checks.reasons += given_up

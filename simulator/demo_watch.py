@@ -112,6 +112,9 @@ class Watch:
                     self._judge_pace(lane, status, _waiting(lane, prints))
                 self._stage.pause(POLL_SECONDS)
 
+    def look_at_order(self) -> None:
+        self._tell_order(self._seller.get(f"/api/orders/{self._order_id}")["production_status"])
+
     def _look(self, lane: Lane, status: dict[str, Any], prints: dict[int, dict[str, Any]]) -> PrinterView:
         current = status["current_print_id"]
         if current in lane.print_ids:

@@ -23,6 +23,7 @@ from simulator.machine import Machine
 from simulator.printer_models import Cadence
 from simulator.records import CommandRecord, ConnectionRecord, StartRecord
 from simulator.replay import Replay
+from simulator.run import Phase
 from simulator.script import RESTART, Script, Step
 from simulator.spools import AmsUnit, Spool
 
@@ -205,7 +206,7 @@ class SimulatedPrinter:
         return self._broker.has_subscribers
 
     def advance(self, seconds: float) -> None:
-        """Moves simulated time on at once, sending a report at each change of state on the way and one at the end."""
+        """Moves simulated time on at once, with a report at each change of state or stage on the way and one at the end."""
 
         async def move() -> None:
             await self._feed(seconds)
@@ -309,17 +310,17 @@ class SimulatedPrinter:
             await self._feed(elapsed * self._speed)
 
     async def _feed(self, seconds: float) -> None:
-        """Advances the machine event by event, so that no state passes unreported however fast time runs."""
+        """Advances the machine event by event, so that no state or stage passes unreported however fast time runs."""
         machine = self.machine
         while seconds > 0:
             step = min(seconds, max(self._seconds_to_next_event(), 1e-6))
-            before = (machine.state, machine.print_error)
+            before = _newsworthy(machine)
             machine.advance(step)
             seconds -= step
             self._play_script()
             for message in machine.outbox.take_overdue():
                 await self._publish(message)
-            if (machine.state, machine.print_error) != before:
+            if _newsworthy(machine) != before:
                 await self._send_report()
 
     def _seconds_to_next_event(self) -> float:
@@ -394,6 +395,12 @@ class SimulatedPrinter:
         if not target.is_relative_to(self.files.resolve()) or not target.is_file():
             raise FileNotFoundError(path)
         return target.open("rb")
+
+
+def _newsworthy(machine: Machine) -> tuple[object, ...]:
+    """What a report is sent for when it changes. Not each change of filament: a print of several has two a layer."""
+    run = machine.run
+    return machine.state, machine.print_error, run.stage if run is not None and run.phase is Phase.WARMING else None
 
 
 def _read(payload: bytes) -> Any:
