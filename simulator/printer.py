@@ -206,7 +206,7 @@ class SimulatedPrinter:
         return self._broker.has_subscribers
 
     def advance(self, seconds: float) -> None:
-        """Moves simulated time on at once, with a report at each change of state or stage on the way and one at the end."""
+        """Moves simulated time on at once; a report at each change of state or stage on the way and one at the end."""
 
         async def move() -> None:
             await self._feed(seconds)
