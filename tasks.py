@@ -42,7 +42,8 @@ class Rounds:
     """What is done again and again for one app. Where the broker is in memory, `start` brings Celery with it: one
     worker and one beat for the whole process, since Celery keeps its state in modules."""
 
-    _lock = threading.Lock()
+    # Held while Celery starts or ends, which waits for what it is at; that asks for `all`, under a lock of its own.
+    _turning, _lock = threading.Lock(), threading.Lock()
     _started: list[Rounds] = []
     _embedded: Embedded | None = None
 
@@ -59,15 +60,18 @@ class Rounds:
             return list(cls._started)
 
     def start(self) -> None:
-        with Rounds._lock:
-            Rounds._started.append(self)
+        with Rounds._turning:
+            with Rounds._lock:
+                Rounds._started.append(self)
             if self._broker == IN_MEMORY and Rounds._embedded is None:
                 Rounds._embedded = Embedded(make_celery(IN_MEMORY))
 
     def stop(self) -> None:
-        with Rounds._lock:
-            Rounds._started.remove(self)
-            if not Rounds._started and Rounds._embedded is not None:
+        with Rounds._turning:
+            with Rounds._lock:
+                Rounds._started.remove(self)
+                is_last = not Rounds._started
+            if is_last and Rounds._embedded is not None:
                 Rounds._embedded.stop()
                 Rounds._embedded = None
         with self._sweeping:
@@ -179,7 +183,7 @@ class Embedded:
         return all(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """Without waiting: both notice within two seconds, and until then they find nothing to do."""
+        """Waits for the tasks under way. Its threads notice within two seconds, and until then find nothing to do."""
         self._beat.stop()
         self._worker.stop(in_sighandler=False)
 

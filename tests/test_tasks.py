@@ -24,10 +24,11 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app import create_app
+from claims import ANY, Stream
 from courier import Courier
 from models import Delivery, DeliveryStatus, PrintNotification, db
 from outbox import Outbox
-from postbox import ANY, KEY, RedisListener, Stream
+from postbox import KEY, RedisListener
 from simulator.sinks import WebhookReceiver
 from tasks import Rounds
 from tests.clouds import NOWHERE
@@ -113,6 +114,29 @@ def test_after_the_last_worker_another_may_come(
         with running(app, make_outbox(app, clock)):
             stock(farm, hooked, 1, first=number)
             assert receiver.wait_for(number + 1, timeout_seconds=15)
+
+
+def test_the_end_waits_for_a_task_under_way_and_the_task_for_nothing_that_the_end_holds(
+    app: Flask, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = Rounds(app, make_outbox(app, clock))
+    is_under_way, ends = threading.Event(), threading.Event()
+
+    def deliver_slowly() -> None:
+        is_under_way.set()
+        assert ends.wait(10)
+        assert Rounds.all() == []
+
+    monkeypatch.setattr(rounds, "deliver_due", deliver_slowly)
+    rounds.start()
+    assert is_under_way.wait(15)
+    stopping = threading.Thread(target=rounds.stop, daemon=True)
+    stopping.start()
+    # Without its lock, which is what this is about.
+    eventually(lambda: not Rounds._started)
+    ends.set()
+    stopping.join(15)
+    assert not stopping.is_alive()
 
 
 def test_the_sweep_switches_off_what_is_lost(
