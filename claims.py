@@ -2,7 +2,8 @@
 
 A delivery is taken by a conditional UPDATE that is committed before anything is sent, so that of two senders one gets
 it, and what came of it is written only by who still has it. These statements pass the session by: a sender must not
-wake itself, and each of its milliseconds is one of the webhook's.
+wake itself, and each of its milliseconds is one of the webhook's. For the same reason a webhook that nothing waits
+before is born taken where a sender listens in the process that writes it: see `born_taken`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import itertools
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from models import UNSENT, Channel, Delivery, DeliveryAttempt, DeliveryStatus, PrintNotification, User
-from postbox import Stream
 
 # A delivery that was claimed longer ago belongs to a sender that died: no try takes so long.
 CLAIM_LIFE = timedelta(minutes=2)
@@ -32,6 +32,26 @@ LONGEST_ERROR = 2_000
 
 DELIVERIES, ATTEMPTS = Delivery.__table__, DeliveryAttempt.__table__
 PREFERENCES, USERS = PrintNotification.__table__, User.__table__
+
+
+class Stream(NamedTuple):
+    """What goes one after the other: a printer's webhooks, an account's mails, a channel's messages.
+
+    `printer_id` is 0 for mails, since those of all printers go to one person. Only mails can be of no printer.
+    """
+
+    user_id: int
+    printer_id: int
+    destination: str
+
+
+ANY = Stream(0, 0, "")
+"""Some stream: look which."""
+
+
+def stream_of(delivery: Delivery) -> Stream:
+    printer_id = 0 if delivery.channel is Channel.email or delivery.printer_id is None else delivery.printer_id
+    return Stream(delivery.user_id, printer_id, delivery.destination)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +95,8 @@ class Load:
     host: str
     timezone: str = "UTC"
     endpoint: Endpoint | None = None
+    born_at: datetime | None = None
+    """Since when it has been taken, of one that was written so."""
 
     @property
     def first(self) -> Parcel:
@@ -99,6 +121,14 @@ class Outcome:
     answer: bytes | str = b""
     next_try_at: datetime | None = None
     target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a sender writes into whatever it takes."""
+
+    token: str
+    at: datetime
 
 
 class Claims:
@@ -127,17 +157,7 @@ class Claims:
         head = connection.execute(WEBHOOK_HEAD, {"printer": stream.printer_id}).one_or_none()
         if head is None or not _can_be_claimed(head, now):
             return None
-        endpoint = Endpoint(
-            url=head.webhook_url,
-            owner_ids=(head.user_id, head.printer_id),
-            secret_sealed=head.webhook_secret_sealed,
-            old_secret_sealed=head.webhook_old_secret_sealed,
-            old_secret_until=head.webhook_old_secret_until,
-            failing_since=head.webhook_failing_since,
-            disabled_reason=head.webhook_disabled_reason,
-            is_disabled=head.webhook_disabled_at is not None,
-        )
-        parcel = _parcel(head)
+        parcel, endpoint = _parcel(head), _endpoint(head, head)
         return Load(
             stream=stream,
             parcels=(parcel,),
@@ -171,6 +191,10 @@ class Claims:
     def _token(self) -> str:
         return f"{self._owner}.{next(self._numbers)}"
 
+    def claim(self, now: datetime) -> Claim:
+        """For a webhook that is written as taken."""
+        return Claim(self._token(), now)
+
     def take(self, load: Load, now: datetime) -> bool:
         """Whether it is ours now. Committed before anything is sent."""
         first, *members = load.ids
@@ -198,16 +222,44 @@ class Claims:
 
     def hand_back(self, now: datetime) -> int:
         """Whatever this sender still has may be taken by the next at once; how many there were."""
+        return self._give_up(DELIVERIES.c.claimed_by.startswith(f"{self._owner}."), now)
+
+    def give_up(self, load: Load, now: datetime) -> None:
+        """It was taken and not tried: whoever looks next takes it anew, this sender as well."""
+        self._give_up(DELIVERIES.c.claimed_by == load.token, now)
+
+    def _give_up(self, whose: sa.ColumnElement[bool], now: datetime) -> int:
         with self._engine.begin() as connection:
             return connection.execute(
                 sa.update(DELIVERIES)
-                .where(
-                    UNSENT,
-                    DELIVERIES.c.status == DeliveryStatus.sending,
-                    DELIVERIES.c.claimed_by.startswith(f"{self._owner}."),
-                )
+                .where(UNSENT, DELIVERIES.c.status == DeliveryStatus.sending, whose)
                 .values(status=DeliveryStatus.pending, claimed_at=None, claimed_by=None, next_try_at=now)
             ).rowcount
+
+
+def born_taken(claim: Claim) -> dict[str, Any]:
+    """The columns of a new delivery that this claim takes. Nothing of its stream may wait before it, and its
+    transaction has to hand over its `load_of` once it is committed."""
+    return {
+        "status": DeliveryStatus.sending,
+        "claimed_at": claim.at,
+        "claimed_by": claim.token,
+        "attempts": 1,
+        "tries": 1,
+    }
+
+
+def load_of(webhook: Delivery, preferences: Any, claim: Claim) -> Load:
+    """Of a webhook that was written as taken; `preferences` has the endpoint's columns."""
+    return Load(
+        stream=stream_of(webhook),
+        # Read, as elsewhere, before this try.
+        parcels=(replace(_parcel(webhook), tries=0),),
+        token=claim.token,
+        host=_host_of(webhook.target),
+        endpoint=_endpoint(webhook, preferences),
+        born_at=claim.at,
+    )
 
 
 def record(connection: Connection, load: Load, outcome: Outcome) -> bool:
@@ -296,6 +348,19 @@ def _parcel(row: Any) -> Parcel:
     )
 
 
+def _endpoint(delivery: Any, preferences: Any) -> Endpoint:
+    return Endpoint(
+        url=preferences.webhook_url,
+        owner_ids=(delivery.user_id, delivery.printer_id),
+        secret_sealed=preferences.webhook_secret_sealed,
+        old_secret_sealed=preferences.webhook_old_secret_sealed,
+        old_secret_until=preferences.webhook_old_secret_until,
+        failing_since=preferences.webhook_failing_since,
+        disabled_reason=preferences.webhook_disabled_reason,
+        is_disabled=preferences.webhook_disabled_at is not None,
+    )
+
+
 def _host_of(url: str) -> str:
     """Scheme, host and port, for telling one receiver from another."""
     return url.casefold().partition("://")[2].partition("/")[0].rpartition("@")[2]
@@ -310,6 +375,16 @@ def _clean(text: bytes | str | None, longest: int) -> str | None:
 
 
 # The statements are made once: to make one costs as much as to run it.
+ENDPOINT = (
+    PREFERENCES.c.webhook_url,
+    PREFERENCES.c.webhook_secret_sealed,
+    PREFERENCES.c.webhook_old_secret_sealed,
+    PREFERENCES.c.webhook_old_secret_until,
+    PREFERENCES.c.webhook_failing_since,
+    PREFERENCES.c.webhook_disabled_at,
+    PREFERENCES.c.webhook_disabled_reason,
+)
+"""What `load_of` reads of the preferences."""
 # Written out, for a partial index serves only a condition that names its values.
 _IS_UNSENT = sa.text("deliveries.status IN ('pending', 'sending')")
 _IS_DUE = sa.or_(
@@ -366,17 +441,11 @@ TAKE_ONE = _TAKE.where(DELIVERIES.c.id == sa.bindparam("first"))
 TAKE_MEMBERS = _TAKE.where(DELIVERIES.c.id.in_(sa.bindparam("members", expanding=True))).values(
     folded_into_id=sa.bindparam("first")
 )
+HAS_WEBHOOKS_WAITING = sa.exists().where(
+    DELIVERIES.c.printer_id == sa.bindparam("printer"), DELIVERIES.c.destination == WEBHOOK, _IS_UNSENT
+)
 WEBHOOK_HEAD = (
-    sa.select(
-        DELIVERIES,
-        PREFERENCES.c.webhook_url,
-        PREFERENCES.c.webhook_secret_sealed,
-        PREFERENCES.c.webhook_old_secret_sealed,
-        PREFERENCES.c.webhook_old_secret_until,
-        PREFERENCES.c.webhook_failing_since,
-        PREFERENCES.c.webhook_disabled_at,
-        PREFERENCES.c.webhook_disabled_reason,
-    )
+    sa.select(DELIVERIES, *ENDPOINT)
     .outerjoin(PREFERENCES, PREFERENCES.c.printer_id == DELIVERIES.c.printer_id)
     .where(
         DELIVERIES.c.printer_id == sa.bindparam("printer"),

@@ -11,7 +11,9 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from flask import current_app
 
+from claims import ENDPOINT, HAS_WEBHOOKS_WAITING, Claim, born_taken, load_of
 from columns import currency_number
 from delivery.hours import hold_until
 from models import (
@@ -28,6 +30,7 @@ from models import (
     User,
     db,
 )
+from postbox import Postbox, Sender, hand_over
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "print.started": ("notify_print_start",),
@@ -100,6 +103,8 @@ def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> lis
         return []
     payload = payload_of(event, of_print, wish.printer_name, wish.currency)
     is_urgent = event.kind in URGENT
+    sender = _free_sender(wish)
+    claim = sender.claim() if sender is not None else None
     gathered_at = event.at if is_urgent or not is_saved else _gathered_at(event.at, wish)
     deliveries = [
         Delivery(
@@ -113,8 +118,7 @@ def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> lis
             target=target,
             payload=payload,
             is_urgent=is_urgent,
-            # Kept also while the webhook is off, so that it can be sent once the receiver is back.
-            **OFF if channel is Channel.webhook and wish.webhook_disabled_at is not None else {},
+            **_webhook_state(wish, claim) if channel is Channel.webhook else {},
             # Programs take what happens when it happens, one after the other; people do not.
             next_try_at=event.at if channel is Channel.webhook else gathered_at,
             created_at=event.at,
@@ -122,7 +126,31 @@ def fan_out(event: PrintEvent, *, of_print: ScheduledPrint | None = None) -> lis
         for channel, target, channel_id in targets
     ]
     db.session.add_all(deliveries)
+    if sender is not None and claim is not None:
+        db.session.flush()
+        for webhook in deliveries:
+            if webhook.channel is Channel.webhook:
+                hand_over(sender, load_of(webhook, wish, claim))
     return deliveries
+
+
+def _free_sender(wish: Any) -> Sender | None:
+    """Who sends the webhook as soon as this is committed, without a look and a claim of its own: each of the two is a
+    transaction, and costs as much as the webhook itself."""
+    if not wish.webhook_url or wish.webhook_disabled_at is not None or wish.has_webhooks_waiting:
+        return None
+    # What a savepoint takes back would have been handed over.
+    if db.session().in_nested_transaction():
+        return None
+    postbox: Postbox = current_app.extensions["postbox"]
+    return postbox.sender
+
+
+def _webhook_state(wish: Any, claim: Claim | None) -> dict[str, Any]:
+    if wish.webhook_disabled_at is not None:
+        # Kept all the same, so that it can be sent once the receiver is back.
+        return OFF
+    return born_taken(claim) if claim is not None else {}
 
 
 SWITCHED_OFF = "The webhook is switched off."
@@ -140,8 +168,8 @@ WISHES = (
         PREFERENCES.c.quiet_to,
         PREFERENCES.c.digest,
         PREFERENCES.c.digest_at,
-        PREFERENCES.c.webhook_url,
-        PREFERENCES.c.webhook_disabled_at,
+        *ENDPOINT,
+        HAS_WEBHOOKS_WAITING.label("has_webhooks_waiting"),
         CHANNELS.c.id.label("channel_id"),
         CHANNELS.c.name.label("channel_name"),
     )

@@ -7,6 +7,8 @@ any moment: what it had taken is sent again by the next, under the same message 
 from __future__ import annotations
 
 import random
+import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -14,7 +16,7 @@ import sqlalchemy as sa
 import structlog
 from flask import Flask
 
-from claims import WEBHOOK, Claims, Load, Outcome, record
+from claims import ANY, WEBHOOK, Claim, Claims, Load, Outcome, Stream, record
 from courier import Courier, Tried
 from delivery.ladder import ENDPOINT_PATIENCE, delay_after
 from delivery.lanes import AT_ONE_HOST, THREADS, Lanes
@@ -28,13 +30,15 @@ from models import (
     db,
 )
 from notifications import SWITCHED_OFF, WEBHOOK_DISABLED, fan_out
-from postbox import ANY, Postbox, Posted, Stream
+from postbox import Postbox, Posted
 
 log = structlog.get_logger()
 
 CRASH_POINTS = ("claiming", "claimed", "sent", "recorded")
 """Where a sender may die, by the names that `at_step` is called with."""
 ATTEMPTS_KEPT = timedelta(days=90)
+# What was taken when it was written and could not leave since, because others went to the same host, is looked at anew.
+BORN_TAKEN_FOR = timedelta(seconds=5)
 FAILED_FOR_DAYS = f"nothing has arrived there for {ENDPOINT_PATIENCE.days} days"
 
 
@@ -61,22 +65,43 @@ class Outbox:
             self._look, self._take, self._deliver, threads=threads, at_one_host=at_one_host
         )
         self._postbox: Postbox = app.extensions["postbox"]
+        self._handing = threading.Lock()
+        self._handed: dict[Stream, deque[Load]] = {}
+        self._has_stopped = False
 
     def start(self) -> None:
         """From now on whatever this process commits leaves at once, and what others left lying."""
-        self._postbox.listen(self.wake)
+        self._postbox.listen(self)
         self.deliver_due()
 
     def stop(self, seconds: float) -> None:
         """Begin nothing new; what has not ended in time may be taken by another sender at once."""
-        self._postbox.stop_listening(self.wake)
-        if not self._lanes.stop(seconds):
+        self._postbox.stop_listening(self)
+        is_done = self._lanes.stop(seconds)
+        with self._handing:
+            self._has_stopped = True
+        if not is_done or self._handed:
             log.warning("deliveries_handed_back", count=self._claims.hand_back(self._clock()))
         self._courier.close()
 
     def wake(self, streams: Posted) -> None:
         """Something of these may be due. Returns at once."""
         self._lanes.wake(streams)
+
+    def claim(self) -> Claim:
+        """For a webhook that is written as taken by this sender."""
+        return self._claims.claim(self._clock())
+
+    def hand(self, load: Load) -> None:
+        """What was written so is committed. Returns at once."""
+        with self._handing:
+            has_stopped = self._has_stopped
+            if not has_stopped:
+                self._handed.setdefault(load.stream, deque()).append(load)
+        if has_stopped:
+            self._claims.give_up(load, self._clock())
+        else:
+            self._lanes.wake([load.stream])
 
     def deliver_due(self) -> None:
         """Whatever is due: what nobody was told of, what is to be tried again, what was held until now."""
@@ -107,12 +132,31 @@ class Outbox:
         if stream == ANY:
             self._lanes.wake(self._claims.due(self._clock()))
             return None
+        while (handed := self._first_handed(stream)) is not None:
+            if handed.born_at is None or self._clock() - handed.born_at <= BORN_TAKEN_FOR:
+                return handed
+            self._drop_handed(stream)
+            self._claims.give_up(handed, self._clock())
         return self._claims.look(stream, self._clock())
+
+    def _first_handed(self, stream: Stream) -> Load | None:
+        with self._handing:
+            return self._handed[stream][0] if stream in self._handed else None
+
+    def _drop_handed(self, stream: Stream) -> None:
+        with self._handing:
+            self._handed[stream].popleft()
+            if not self._handed[stream]:
+                del self._handed[stream]
 
     def _take(self, load: Load) -> bool:
         """Whether it is ours to try."""
         self._at_step("claiming")
-        is_ours = self._claims.take(load, self._clock())
+        if load.born_at is not None:
+            self._drop_handed(load.stream)
+            is_ours = True
+        else:
+            is_ours = self._claims.take(load, self._clock())
         if is_ours:
             self._at_step("claimed")
         return is_ours

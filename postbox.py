@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import orjson
 import redis
@@ -18,7 +18,8 @@ import structlog
 from flask import Flask, current_app
 from sqlalchemy.orm import ORMExecuteState, Session
 
-from models import Channel, Delivery, DeliveryStatus, db
+from claims import ANY, Claim, Load, Stream, stream_of
+from models import Delivery, DeliveryStatus, db
 
 log = structlog.get_logger()
 
@@ -29,52 +30,50 @@ BLOCK_SECONDS = 1
 PUSH_SECONDS = 0.5
 RECONNECT_SECONDS = 2.0
 
-
-class Stream(NamedTuple):
-    """What goes one after the other: a printer's webhooks, an account's mails, a channel's messages.
-
-    `printer_id` is 0 for mails, since those of all printers go to one person. Only mails can be of no printer.
-    """
-
-    user_id: int
-    printer_id: int
-    destination: str
-
-
-ANY = Stream(0, 0, "")
-"""Some stream: look which."""
-
 Posted = Collection[Stream]
 
 
-def stream_of(delivery: Delivery) -> Stream:
-    printer_id = 0 if delivery.channel is Channel.email or delivery.printer_id is None else delivery.printer_id
-    return Stream(delivery.user_id, printer_id, delivery.destination)
+class Sender(Protocol):
+    """Who sends in this process. Called in the thread that commits, and should only put things into a queue."""
+
+    def wake(self, streams: Posted) -> None: ...
+
+    def claim(self) -> Claim:
+        """For a webhook that is written as taken by it."""
+
+    def hand(self, load: Load) -> None:
+        """What was written so is committed."""
 
 
 class Postbox:
-    """One for each app. Listeners are called in the thread that committed, and should only put things into a queue."""
+    """One for each app."""
 
     def __init__(self, redis_url: str) -> None:
-        self._listeners: list[Callable[[Posted], None]] = []
+        self._senders: list[Sender] = []
         self._redis = (
             redis.Redis.from_url(redis_url, socket_timeout=PUSH_SECONDS, socket_connect_timeout=PUSH_SECONDS)
             if redis_url
             else None
         )
 
-    def listen(self, on_post: Callable[[Posted], None]) -> None:
-        self._listeners.append(on_post)
+    def listen(self, sender: Sender) -> None:
+        self._senders.append(sender)
 
-    def stop_listening(self, on_post: Callable[[Posted], None]) -> None:
+    def stop_listening(self, sender: Sender) -> None:
         with contextlib.suppress(ValueError):
-            self._listeners.remove(on_post)
+            self._senders.remove(sender)
+
+    @property
+    def sender(self) -> Sender | None:
+        """Of this process; None where none listens."""
+        return next(iter(self._senders), None)
 
     def post(self, streams: Posted) -> None:
         """To whoever sends in this process, else to those of other processes."""
-        for listener in list(self._listeners):
-            listener(streams)
-        if self._listeners or self._redis is None:
+        senders = list(self._senders)
+        for sender in senders:
+            sender.wake(streams)
+        if senders or self._redis is None:
             return
         try:
             with self._redis.pipeline(transaction=False) as pipe:
@@ -98,6 +97,11 @@ def _note(session: Session, stream: Stream) -> None:
     session.info.setdefault("posted", set()).add(stream)
 
 
+def hand_over(sender: Sender, load: Load) -> None:
+    """Once the present transaction is committed; not at all if it is not."""
+    db.session().info.setdefault("handed", []).append((sender, load))
+
+
 def _after_flush(session: Session, context: Any) -> None:
     for changed in (*session.new, *session.dirty):
         if isinstance(changed, Delivery) and changed.status is DeliveryStatus.pending:
@@ -112,6 +116,11 @@ def _on_statement(statement: ORMExecuteState) -> None:
 
 
 def _after_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        # Of a savepoint alone: nothing is written down yet.
+        return
+    for sender, load in session.info.pop("handed", ()):
+        sender.hand(load)
     posted = session.info.pop("posted", None)
     postbox: Postbox | None = current_app.extensions.get("postbox")
     if posted and postbox is not None:
@@ -119,7 +128,11 @@ def _after_commit(session: Session) -> None:
 
 
 def _after_rollback(session: Session) -> None:
+    if session.in_nested_transaction():
+        # What was written before the savepoint stands, and nothing within one is handed over.
+        return
     session.info.pop("posted", None)
+    session.info.pop("handed", None)
 
 
 HANDLERS: dict[str, Callable[..., None]] = {

@@ -247,9 +247,10 @@ def test_what_a_receiver_answered_is_told_and_a_replay_reaches_it_under_the_same
         clock.forward(minutes=1)
         farm.post(f"/api/bambu/notifications/{printer_id}/rotate-secret")
         posted: list[Any] = []
-        app.extensions["postbox"].listen(posted.extend)
+        outbox.wake = posted.extend  # type: ignore[method-assign]
+        app.extensions["postbox"].listen(outbox)
         assert farm.post(f"{PATH}/{row['id']}/replay").status_code == 200
-        app.extensions["postbox"].stop_listening(posted.extend)
+        app.extensions["postbox"].stop_listening(outbox)
         assert [stream.destination for stream in posted] == ["webhook"], "the senders are woken at once"
         assert outbox.drain() == 1
         outbox.stop(5)
