@@ -28,10 +28,10 @@ from simulator import Plate, SimulatedPrinter, Spool, find_model, make_sliced_fi
 from simulator.sinks import WebhookReceiver
 
 MODELS = ("P1S", "A1", "X1C", "P2S")
-PRINTERS, ROUNDS = 10, 12
+PRINTERS, ROUNDS = 10, 8
 GOAL_MIDDLE_MS, GOAL_MOST_MS = 10.0, 50.0
 # The printers end one after the other, as on a farm: so far apart at most.
-SPREAD_SECONDS = 3.0
+SPREAD_SECONDS = 12.0
 AT_WORK = ("PREPARE", "SLICING", "RUNNING")
 
 

@@ -21,11 +21,13 @@ LOCKED_GATE_OF = _LOCKED.where(
     .where(PrinterConnection.printer_id == sa.bindparam("printer"))
     .scalar_subquery()
 )
-PLATE_STATE_OF = (
+PLATE_STATE = (
     sa.select(PrinterGate.plate_state)
     .join(PrinterConnection, PrinterConnection.serial_number == PrinterGate.serial_number)
     .where(PrinterConnection.printer_id == sa.bindparam("printer"))
+    .scalar_subquery()
 )
+"""What lies on a printer's plate as far as anybody knows, without a lock; None without a gate."""
 
 
 def locked_gate(serial_number: str) -> PrinterGate:
@@ -49,12 +51,6 @@ def gate_of(printer: Printer) -> PrinterGate | None:
         return found
     connection = printer.connection
     return locked_gate(connection.serial_number) if connection is not None and connection.serial_number else None
-
-
-def plate_state_of(printer: Printer) -> PlateState:
-    """What lies there as far as anybody knows, without a lock."""
-    found = db.session.execute(PLATE_STATE_OF, {"printer": printer.id}).scalar_one_or_none()
-    return found or PlateState.unknown
 
 
 def next_submission_id(gate: PrinterGate, now: datetime) -> int:

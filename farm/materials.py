@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -174,14 +174,16 @@ def use_filament(
     return cost
 
 
-def shares_of(of_print: ScheduledPrint, grams: Decimal) -> list[tuple[BambuMaterial, Decimal]]:
+def shares_of(
+    of_print: ScheduledPrint, grams: Decimal, start: StartIntent | None = None
+) -> list[tuple[BambuMaterial, Decimal]]:
     """Which spools a print used, and how much of each: as it was started, else from its slot, else from the only live
     spool of its type. Several filaments share the grams as the slicer reckoned them. The printer's spools are locked
-    from here on."""
+    from here on. `start`: the print's last one that was confirmed, if the caller has it."""
     wanted_of = {"user": of_print.user_id, "printer": of_print.printer_id}
     live = db.session.execute(LIVE_SPOOLS, wanted_of).scalars().all()
     by_place = {(material.ams_id, material.tray_id): material for material in live}
-    fed = _places_started_from(of_print)
+    fed = _places_of(start.mapping if start is not None else _mapping_of(of_print))
     if len(fed) > 1:
         return _divide(of_print, grams, fed, by_place)
     places = list(fed.values())
@@ -195,9 +197,12 @@ def shares_of(of_print: ScheduledPrint, grams: Decimal) -> list[tuple[BambuMater
     return [(of_type[0], grams)] if len(of_type) == 1 else []
 
 
-def _places_started_from(of_print: ScheduledPrint) -> dict[int, tuple[int, int]]:
+def _mapping_of(of_print: ScheduledPrint) -> list[Any] | None:
+    return db.session.execute(STARTED_FROM, {"print": of_print.id}).scalar_one_or_none()
+
+
+def _places_of(mapping: list[Any] | None) -> dict[int, tuple[int, int]]:
     """By filament of the slicer's list, from 1: where it was fed from."""
-    mapping = db.session.execute(STARTED_FROM, {"print": of_print.id}).scalar_one_or_none()
     return {number: (place[0], place[1]) for number, place in enumerate(mapping or [], 1) if place is not None}
 
 

@@ -17,6 +17,7 @@ from models import (
     PrintEvent,
     PrintStatus,
     ScheduledPrint,
+    StartIntent,
     db,
 )
 
@@ -29,8 +30,10 @@ def move_print(
     limits: StageLimits,
     reason: str | None = None,
     used_grams: Decimal | None = None,
+    start: StartIntent | None = None,
 ) -> PrintEvent | None:
-    """Move a print and settle filament, order and notifications; None when it already has that status.
+    """Move a print and settle filament, order and notifications; None when it already has that status. `start`: the one
+    that ends with it, looked for if not given.
 
     Raises:
         IllegalMove: see `ScheduledPrint.move_to`.
@@ -40,7 +43,7 @@ def move_print(
     before = moved.status
     grams = used_grams if used_grams is not None or status is not PrintStatus.completed else moved.estimated_grams
     # Read before anything is changed: then all of it is written in one go.
-    shares = shares_of(moved, grams) if status in ENDED_STATUSES and grams else []
+    shares = shares_of(moved, grams, start) if status in ENDED_STATUSES and grams else []
     event = moved.move_to(status, at=at, reason=reason)
     if status in ENDED_STATUSES:
         _book_filament(moved, event, grams, shares, at=at, limits=limits)

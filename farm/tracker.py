@@ -18,7 +18,7 @@ from bambu_client import Answer, explain
 from bambu_report import ACTIVE, PrinterActivity, PrinterState
 from farm.alerts import UNCONFIRMED, needs_person
 from farm.command_proof import came_true
-from farm.gates import clear, gate_of, occupy, plate_state_of
+from farm.gates import PLATE_STATE, clear, gate_of, occupy
 from farm.materials import StageLimits
 from farm.moves import move_print
 from models import (
@@ -53,17 +53,42 @@ AWAITING = (IntentState.published, IntentState.unknown)
 # Written out in the statement: a partial index serves only a condition that names its values.
 AWAITED: sa.BindParameter[Any] = sa.bindparam("awaited", list(AWAITING), expanding=True, literal_execute=True)
 # Made once, for these run with every report that tells something new.
-NAMED_START = sa.select(StartIntent.id, StartIntent.print_id).where(
-    StartIntent.printer_id == sa.bindparam("printer"),
-    StartIntent.submission_id == sa.bindparam("submission"),
-    StartIntent.published_at.is_not(None),
-)
 OTHER_STARTS = sa.select(StartIntent.id).where(
     StartIntent.printer_id == sa.bindparam("printer"),
     StartIntent.ended_at.is_(None),
     StartIntent.state.in_((*AWAITING, IntentState.confirmed)),
     StartIntent.id != sa.bindparam("named"),
 )
+SENT_COMMANDS = sa.select(PrinterCommand.id).where(
+    PrinterCommand.printer_id == sa.bindparam("printer"),
+    PrinterCommand.state == CommandState.sent,
+    # A test of the connection is answered by what it finds, not by a report.
+    PrinterCommand.kind != CommandKind.test,
+)
+_NAMED = (
+    sa.select(StartIntent.id, StartIntent.print_id)
+    .where(
+        StartIntent.printer_id == sa.bindparam("printer"),
+        StartIntent.submission_id == sa.bindparam("submission"),
+        StartIntent.published_at.is_not(None),
+    )
+    .subquery()
+)
+# Everything that is asked of every report, in one statement.
+KNOWN = sa.select(
+    PLATE_STATE.label("plate_state"),
+    sa.exists(SENT_COMMANDS).label("has_commands"),
+    sa.exists(
+        sa.select(StartIntent.id).where(
+            StartIntent.printer_id == sa.bindparam("printer"),
+            StartIntent.ended_at.is_(None),
+            StartIntent.state.in_((*AWAITING, IntentState.confirmed)),
+            StartIntent.submission_id != sa.bindparam("submission"),
+        )
+    ).label("has_other_starts"),
+    _NAMED.c.id.label("start_id"),
+    _NAMED.c.print_id,
+).select_from(sa.select(sa.literal(1)).subquery().outerjoin(_NAMED, sa.true()))
 LOCKED_PRINT = (
     sa.select(ScheduledPrint)
     .where(ScheduledPrint.id == sa.bindparam("print"))
@@ -71,12 +96,6 @@ LOCKED_PRINT = (
     .execution_options(populate_existing=True)
 )
 START = sa.select(StartIntent).where(StartIntent.id == sa.bindparam("start")).execution_options(populate_existing=True)
-SENT_COMMANDS = sa.select(PrinterCommand.id).where(
-    PrinterCommand.printer_id == sa.bindparam("printer"),
-    PrinterCommand.state == CommandState.sent,
-    # A test of the connection is answered by what it finds, not by a report.
-    PrinterCommand.kind != CommandKind.test,
-)
 # A person recorded the end of a print, and its printer has nothing new to say: its start has ended all the same.
 ENDED_BY_HAND = (
     sa.select(StartIntent.printer_id)
@@ -109,8 +128,9 @@ def apply(
     if not state.known:
         return None
     settled_for = now - in_state_since
-    intent, ours = _named_by(printer, state)
-    _see_plate(printer, state, ours)
+    known = db.session.execute(KNOWN, {"printer": printer.id, "submission": _submission_of(state)}).one()
+    intent, ours = _locked(known.start_id, known.print_id) if known.start_id is not None else (None, None)
+    _see_plate(printer, state, ours, known.plate_state or PlateState.unknown)
     if intent is not None and ours is not None:
         if state.state in ACTIVE:
             _confirm(intent, ours, state, now=now, limits=limits)
@@ -123,10 +143,16 @@ def apply(
             _note_progress(ours, state)
     if is_whole or state.state not in ACTIVE:
         _see_foreign_print(printer, state, intent, now)
-        _miss_ours(
-            printer, state, intent, settled_for=settled_for, told_whole_at=told_whole_at or now, now=now, limits=limits
-        )
-    _settle_commands(printer, state, now)
+        if known.has_other_starts:
+            _miss_ours(
+                *(printer, state, intent),
+                settled_for=settled_for,
+                told_whole_at=told_whole_at or now,
+                now=now,
+                limits=limits,
+            )
+    if known.has_commands:
+        _settle_commands(printer, state, now)
     is_current = ours is not None and (ours.status is PrintStatus.started or state.state in ACTIVE)
     return ours if is_current else None
 
@@ -137,13 +163,11 @@ def settling_moments(state: PrinterState, in_state_since: datetime) -> list[date
     return [in_state_since + wait for wait in waits]
 
 
-def _named_by(printer: Printer, state: PrinterState) -> tuple[StartIntent, ScheduledPrint] | tuple[None, None]:
-    """The start of ours that the printer's report names, with its locked print."""
+def _submission_of(state: PrinterState) -> int:
+    """The id of a start that a report names; 0, which no start has, when it names none that could be ours."""
     text = state.submission_id or ""
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) <= MAX_ID):
-        return None, None
-    found = db.session.execute(NAMED_START, {"printer": printer.id, "submission": int(text)}).one_or_none()
-    return _locked(found.id, found.print_id) if found is not None else (None, None)
+    is_id = text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
+    return int(text) if is_id else 0
 
 
 def _locked(start_id: int, print_id: int) -> tuple[StartIntent, ScheduledPrint]:
@@ -157,11 +181,10 @@ def _locked_print_of(intent: StartIntent) -> ScheduledPrint:
     return _locked(intent.id, intent.print_id)[1]
 
 
-def _see_plate(printer: Printer, state: PrinterState, ours: ScheduledPrint | None) -> None:
+def _see_plate(printer: Printer, state: PrinterState, ours: ScheduledPrint | None, known: PlateState) -> None:
     """Occupied from the first sign of any print, and on first contact: nobody can say what lies there."""
     has_printed = state.state in ACTIVE
     if not has_printed:
-        known = plate_state_of(printer)
         has_printed = known is PlateState.clear and _has_printed_unheard(printer, state)
         if known is not PlateState.unknown and not has_printed:
             return
@@ -246,12 +269,12 @@ def _end(
         return
     if state.state is PrinterActivity.finished:
         if settled_for >= FINISH_SETTLES_IN:
-            move_print(ours, PrintStatus.completed, at=now, limits=limits)
+            move_print(ours, PrintStatus.completed, at=now, limits=limits, start=intent)
             intent.ended_at = now
         return
     reason = _why_failed(ours, state, settled=settled_for >= FAILURE_SETTLES_IN)
     if reason is not None:
-        move_print(ours, PrintStatus.failed, at=now, limits=limits, reason=reason)
+        move_print(ours, PrintStatus.failed, at=now, limits=limits, reason=reason, start=intent)
         intent.ended_at = now
 
 
