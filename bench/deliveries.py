@@ -1,8 +1,11 @@
 """How long after a printer's report the webhook about it has come to its receiver, with everything written down first.
 
-One process for the simulated printers and the receiver; the product in others, as it is deployed: web and worker in one
-on SQLite, in two on PostgreSQL. An end counts from the moment that confirms it: a printer that said it was finished may
-go on, so it is believed after `farm.tracker.FINISH_SETTLES_IN`, and that time is not counted.
+One process for the simulated printers, one for the receiver, which would else wait its turn among them; the product in
+others, as it is deployed: web and worker in one on SQLite, in two on PostgreSQL. An end counts from the moment that
+confirms it: a printer that said it was finished may go on, so it is believed after `farm.tracker.FINISH_SETTLES_IN`;
+that time is not counted.
+
+`python -m bench.deliveries receive` is the receiver.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ import contextlib
 import importlib.util
 import io
 import json
+import queue
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,7 +31,6 @@ from bench.measure import percentiles
 from bench.printers import process
 from farm.tracker import FINISH_SETTLES_IN
 from simulator import Plate, SimulatedPrinter, Spool, find_model, make_sliced_file, shared_authority
-from simulator.sinks import WebhookReceiver
 
 MODELS = ("P1S", "A1", "X1C", "P2S")
 PRINTERS, ROUNDS = 10, 8
@@ -70,7 +75,7 @@ def measured(folder: Path, url: str) -> dict[str, list[float]]:
     (folder / "ca.pem").write_text(shared_authority().ca_pem)
     roles = ["both"] if url.startswith("sqlite") else ["web", "worker"]
     with contextlib.ExitStack() as stack:
-        receiver = stack.enter_context(Receiver())
+        receiver = Receiver(stack.enter_context(process("bench.deliveries", "receive")))
         printers = [stack.enter_context(Printer.number(number)) for number in range(PRINTERS)]
         port = 0
         for role in roles:
@@ -85,22 +90,22 @@ def measured(folder: Path, url: str) -> dict[str, list[float]]:
     return {"print.started": began, "print.completed": ended}
 
 
-class Receiver(WebhookReceiver):
-    """Notes when each webhook has come, by its kind and its print."""
+class Receiver:
+    """When each webhook came, by its kind and its print, as its process tells."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, lines: queue.SimpleQueue[str]) -> None:
+        self.url = f"http://127.0.0.1:{int(lines.get(timeout=PATIENCE_SECONDS))}/hook"
+        self._lines = lines
         self._came_at: dict[tuple[str, int], float] = {}
         self._has_come = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def take(self, headers: Mapping[str, str], body: bytes) -> Any:
-        now = time.time()
-        said = json.loads(body)
-        if "print" in said["data"]:
+    def _listen(self) -> None:
+        while True:
+            came = json.loads(self._lines.get())
             with self._has_come:
-                self._came_at.setdefault((said["type"], said["data"]["print"]["id"]), now)
+                self._came_at.setdefault((came["type"], came["print_id"]), came["at"])
                 self._has_come.notify_all()
-        return super().take(headers, body)
 
     def when(self, kind: str, print_id: int) -> float:
         """Waited for without a look again and again, which would take the interpreter from the simulated printers."""
@@ -110,6 +115,35 @@ class Receiver(WebhookReceiver):
                 f"{key} did not come in time"
             )
             return self._came_at[key]
+
+
+class Door(BaseHTTPRequestHandler):
+    """Tells on its standard output when a request came and what it is about."""
+
+    protocol_version = "HTTP/1.1"
+    _at: float
+
+    def parse_request(self) -> bool:
+        self._at = time.time()
+        return super().parse_request()
+
+    def do_POST(self) -> None:
+        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+        if "print" in said["data"]:
+            line = {"type": said["type"], "print_id": said["data"]["print"]["id"], "at": self._at}
+            print(json.dumps(line), flush=True)
+
+    def log_message(self, *about: object) -> None:
+        pass
+
+
+def receive() -> None:
+    """Until the process is ended."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
+    print(server.server_port, flush=True)
+    server.serve_forever()
 
 
 class Printer(SimulatedPrinter):
@@ -180,4 +214,4 @@ class Stand:
 
 
 if __name__ == "__main__":
-    main()
+    receive() if sys.argv[1:] == ["receive"] else main()
