@@ -225,15 +225,17 @@ class Claims:
         return self._give_up(DELIVERIES.c.claimed_by.startswith(f"{self._owner}."), now)
 
     def give_up(self, load: Load, now: datetime) -> None:
-        """It was taken and not tried: whoever looks next takes it anew, this sender as well."""
-        self._give_up(DELIVERIES.c.claimed_by == load.token, now)
+        """It was written as taken, and was not tried: whoever looks next takes it anew, this sender as well."""
+        self._give_up(
+            DELIVERIES.c.claimed_by == load.token, now, attempts=DELIVERIES.c.attempts - 1, tries=DELIVERIES.c.tries - 1
+        )
 
-    def _give_up(self, whose: sa.ColumnElement[bool], now: datetime) -> int:
+    def _give_up(self, whose: sa.ColumnElement[bool], now: datetime, **changes: Any) -> int:
         with self._engine.begin() as connection:
             return connection.execute(
                 sa.update(DELIVERIES)
                 .where(UNSENT, DELIVERIES.c.status == DeliveryStatus.sending, whose)
-                .values(status=DeliveryStatus.pending, claimed_at=None, claimed_by=None, next_try_at=now)
+                .values(status=DeliveryStatus.pending, claimed_at=None, claimed_by=None, next_try_at=now, **changes)
             ).rowcount
 
 

@@ -6,10 +6,10 @@ any moment: what it had taken is sent again by the next, under the same message 
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -37,8 +37,8 @@ log = structlog.get_logger()
 CRASH_POINTS = ("claiming", "claimed", "sent", "recorded")
 """Where a sender may die, by the names that `at_step` is called with."""
 ATTEMPTS_KEPT = timedelta(days=90)
-# What was taken when it was written and could not leave since, because others went to the same host, is looked at anew.
-BORN_TAKEN_FOR = timedelta(seconds=5)
+# What was written as taken and could not leave at once is looked at anew: a person may have decided otherwise since.
+BORN_TAKEN_FOR = timedelta(seconds=1)
 FAILED_FOR_DAYS = f"nothing has arrived there for {ENDPOINT_PATIENCE.days} days"
 
 
@@ -66,7 +66,11 @@ class Outbox:
         )
         self._postbox: Postbox = app.extensions["postbox"]
         self._handing = threading.Lock()
-        self._handed: dict[Stream, deque[Load]] = {}
+        # What was written as taken, until it is tried; and the tokens of that which was to be tried and had to wait.
+        self._handed: dict[Stream, list[Load]] = {}
+        self._delayed: set[str] = set()
+        # Streams whose first is to be tried again.
+        self._held_up: set[Stream] = set()
         self._has_stopped = False
 
     def start(self) -> None:
@@ -80,7 +84,10 @@ class Outbox:
         is_done = self._lanes.stop(seconds)
         with self._handing:
             self._has_stopped = True
-        if not is_done or self._handed:
+            handed, self._handed = self._handed, {}
+        for load in itertools.chain.from_iterable(handed.values()):
+            self._claims.give_up(load, self._clock())
+        if not is_done:
             log.warning("deliveries_handed_back", count=self._claims.hand_back(self._clock()))
         self._courier.close()
 
@@ -92,16 +99,17 @@ class Outbox:
         """For a webhook that is written as taken by this sender."""
         return self._claims.claim(self._clock())
 
-    def hand(self, load: Load) -> None:
+    def hand(self, loads: Sequence[Load]) -> None:
         """What was written so is committed. Returns at once."""
         with self._handing:
             has_stopped = self._has_stopped
-            if not has_stopped:
-                self._handed.setdefault(load.stream, deque()).append(load)
+            for load in loads if not has_stopped else ():
+                self._handed.setdefault(load.stream, []).append(load)
         if has_stopped:
-            self._claims.give_up(load, self._clock())
+            for load in loads:
+                self._claims.give_up(load, self._clock())
         else:
-            self._lanes.wake([load.stream])
+            self._lanes.wake([load.stream for load in loads])
 
     def deliver_due(self) -> None:
         """Whatever is due: what nobody was told of, what is to be tried again, what was held until now."""
@@ -130,30 +138,43 @@ class Outbox:
 
     def _look(self, stream: Stream) -> Load | None:
         if stream == ANY:
+            with self._handing:
+                handed = list(self._handed)
+            self._lanes.wake(handed)
             self._lanes.wake(self._claims.due(self._clock()))
             return None
-        while (handed := self._first_handed(stream)) is not None:
-            if handed.born_at is None or self._clock() - handed.born_at <= BORN_TAKEN_FOR:
-                return handed
-            self._drop_handed(stream)
-            self._claims.give_up(handed, self._clock())
-        return self._claims.look(stream, self._clock())
+        return self._look_at_handed(stream) or self._claims.look(stream, self._clock())
 
-    def _first_handed(self, stream: Stream) -> Load | None:
+    def _look_at_handed(self, stream: Stream) -> Load | None:
+        """What can be sent as it was handed over: it is the stream's first, and did not have to wait."""
         with self._handing:
-            return self._handed[stream][0] if stream in self._handed else None
+            handed = list(self._handed.get(stream, ()))
+            if len(handed) == 1 and stream not in self._held_up and self._is_fresh(handed[0]):
+                # Should its host be full now, this stream is looked at again.
+                self._delayed.add(handed[0].token)
+                return handed[0]
+        for load in handed:
+            # In this order: what fails here is done by the next look.
+            self._claims.give_up(load, self._clock())
+            self._drop(load)
+        return None
 
-    def _drop_handed(self, stream: Stream) -> None:
+    def _is_fresh(self, load: Load) -> bool:
+        is_young = load.born_at is not None and self._clock() - load.born_at <= BORN_TAKEN_FOR
+        return is_young and load.token not in self._delayed
+
+    def _drop(self, load: Load) -> None:
         with self._handing:
-            self._handed[stream].popleft()
-            if not self._handed[stream]:
-                del self._handed[stream]
+            left = [each for each in self._handed.pop(load.stream, ()) if each is not load]
+            if left:
+                self._handed[load.stream] = left
+            self._delayed.discard(load.token)
 
     def _take(self, load: Load) -> bool:
         """Whether it is ours to try."""
         self._at_step("claiming")
         if load.born_at is not None:
-            self._drop_handed(load.stream)
+            self._drop(load)
             is_ours = True
         else:
             is_ours = self._claims.take(load, self._clock())
@@ -183,6 +204,10 @@ class Outbox:
             next_try_at=now + delay if delay is not None else None,
             target=load.endpoint.url if load.endpoint else None,
         )
+        if outcome.next_try_at is not None and not outcome.is_ok:
+            self._held_up.add(load.stream)
+        else:
+            self._held_up.discard(load.stream)
         if tried.gone is None:
             is_ours = self._claims.record(load, outcome)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -16,7 +16,7 @@ import redis
 import sqlalchemy as sa
 import structlog
 from flask import Flask, current_app
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
 from claims import ANY, Claim, Load, Stream, stream_of
 from models import Delivery, DeliveryStatus, db
@@ -41,8 +41,8 @@ class Sender(Protocol):
     def claim(self) -> Claim:
         """For a webhook that is written as taken by it."""
 
-    def hand(self, load: Load) -> None:
-        """What was written so is committed."""
+    def hand(self, loads: Sequence[Load]) -> None:
+        """What was written so, in one transaction, is committed."""
 
 
 class Postbox:
@@ -99,7 +99,7 @@ def _note(session: Session, stream: Stream) -> None:
 
 def hand_over(sender: Sender, load: Load) -> None:
     """Once the present transaction is committed; not at all if it is not."""
-    db.session().info.setdefault("handed", []).append((sender, load))
+    db.session().info.setdefault("handed", {}).setdefault(sender, []).append(load)
 
 
 def _after_flush(session: Session, context: Any) -> None:
@@ -119,27 +119,26 @@ def _after_commit(session: Session) -> None:
     if session.in_nested_transaction():
         # Of a savepoint alone: nothing is written down yet.
         return
-    for sender, load in session.info.pop("handed", ()):
-        sender.hand(load)
+    for sender, loads in session.info.pop("handed", {}).items():
+        sender.hand(loads)
     posted = session.info.pop("posted", None)
     postbox: Postbox | None = current_app.extensions.get("postbox")
     if posted and postbox is not None:
         postbox.post(posted)
 
 
-def _after_rollback(session: Session) -> None:
-    if session.in_nested_transaction():
-        # What was written before the savepoint stands, and nothing within one is handed over.
-        return
-    session.info.pop("posted", None)
-    session.info.pop("handed", None)
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    """Also of a rollback that failed. What was written before a savepoint stands, whatever becomes of that."""
+    if transaction.parent is None:
+        session.info.pop("posted", None)
+        session.info.pop("handed", None)
 
 
 HANDLERS: dict[str, Callable[..., None]] = {
     "after_flush": _after_flush,
     "do_orm_execute": _on_statement,
     "after_commit": _after_commit,
-    "after_rollback": _after_rollback,
+    "after_transaction_end": _after_transaction_end,
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from typing import Any
 
 from celery import Celery, signals
@@ -67,17 +68,18 @@ class Rounds:
                 Rounds._embedded = Embedded(make_celery(IN_MEMORY))
 
     def stop(self) -> None:
+        # A sync that waits for Etsy for longer is simply done again by whoever comes next.
+        until = time.monotonic() + SYNC_ENDS_SECONDS
         with Rounds._turning:
             with Rounds._lock:
                 Rounds._started.remove(self)
                 is_last = not Rounds._started
             if is_last and Rounds._embedded is not None:
-                Rounds._embedded.stop()
+                Rounds._embedded.stop(SYNC_ENDS_SECONDS)
                 Rounds._embedded = None
         with self._sweeping:
             pass
-        # A sync that waits for Etsy for longer is simply done again by whoever comes next.
-        if self._syncing.acquire(timeout=SYNC_ENDS_SECONDS):
+        if self._syncing.acquire(timeout=max(0.0, until - time.monotonic())):
             self._syncing.release()
 
     @property
@@ -182,10 +184,13 @@ class Embedded:
     def is_running(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
-    def stop(self) -> None:
-        """Waits for the tasks under way. Its threads notice within two seconds, and until then find nothing to do."""
+    def stop(self, seconds: float) -> None:
+        """Waits so long for the tasks under way. Its threads notice within two seconds, and find nothing to do until
+        then."""
         self._beat.stop()
-        self._worker.stop(in_sighandler=False)
+        ending = threading.Thread(target=self._worker.stop, kwargs={"in_sighandler": False}, daemon=True)
+        ending.start()
+        ending.join(seconds)
 
 
 def from_environment() -> Celery:

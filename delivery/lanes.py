@@ -57,6 +57,8 @@ class Lanes(Generic[K, W]):
         self._again: set[K] = set()
         self._at_host: Counter[str] = Counter()
         self._parked: defaultdict[str, deque[K]] = defaultdict(deque)
+        # Those for whom a place at a host came free, until it shows whether they go there.
+        self._called: dict[K, str] = {}
         self._is_stopping = False
 
     def wake(self, streams: Iterable[K]) -> None:
@@ -97,9 +99,16 @@ class Lanes(Generic[K, W]):
         self._queued += 1
         self._untaken += 1
         if self._free < self._queued and self._threads < self._most:
-            self._threads += 1
             # A daemon: a receiver that drags on must not hold up the end of the process.
-            threading.Thread(target=self._run, name="lane", daemon=True).start()
+            thread = threading.Thread(target=self._run, name="lane", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system has none to give. Whoever wakes us has committed something and must not fail for it; the
+                # next who does, or the sweep, tries again.
+                log.exception("lane_without_thread", threads=self._threads)
+            else:
+                self._threads += 1
 
     def _run(self) -> None:
         while True:
@@ -151,6 +160,7 @@ class Lanes(Generic[K, W]):
 
     def _finish(self, stream: K) -> None:
         with self._changed:
+            self._pass_on(stream, None)
             if stream in self._again:
                 self._again.discard(stream)
                 self._enqueue(stream)
@@ -162,6 +172,7 @@ class Lanes(Generic[K, W]):
         with self._changed:
             if self._is_stopping:
                 return False
+            self._pass_on(stream, host)
             if self._at_host[host] >= self._at_one_host:
                 self._parked[host].append(stream)
                 return False
@@ -173,8 +184,20 @@ class Lanes(Generic[K, W]):
             self._at_host[host] -= 1
             if not self._at_host[host]:
                 del self._at_host[host]
-            if waiting := self._parked.get(host):
-                self._enqueue(waiting.popleft())
-                if not waiting:
-                    del self._parked[host]
+            self._call_next(host)
             self._changed.notify_all()
+
+    def _call_next(self, host: str) -> None:
+        if waiting := self._parked.get(host):
+            stream = waiting.popleft()
+            if not waiting:
+                del self._parked[host]
+            self._called[stream] = host
+            self._enqueue(stream)
+
+    def _pass_on(self, stream: K, host: str | None) -> None:
+        """A place that a stream was called to is the next one's if it has nothing to do there any more: nobody else
+        would call those who wait."""
+        called_to = self._called.pop(stream, None)
+        if called_to is not None and called_to != host:
+            self._call_next(called_to)

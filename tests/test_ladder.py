@@ -210,6 +210,42 @@ def test_what_is_taken_is_told_apart_from_what_is_done() -> None:
         assert made.wait_taken(0) and len(shelf.done) == 3
 
 
+@pytest.mark.parametrize("then", ["nothing", "a fault", "elsewhere"])
+def test_a_place_that_is_not_needed_any_more_goes_to_the_next_who_waits_for_it(then: str) -> None:
+    """b and c wait for the host where a is; when b is called, it has nothing to do there any more."""
+    under_way, gate, looks = threading.Event(), threading.Event(), Counter[str]()
+
+    class Changed(Shelf):
+        def look(self, stream: str) -> Parcel | None:
+            looks[stream] += 1
+            if stream == "b" and looks["b"] == 2:
+                if then == "a fault":
+                    raise OSError("the database was away for a moment")
+                host = "elsewhere" if then == "elsewhere" else ""
+                self.waiting["b"] = [Parcel("b", 1, host)] if host else []
+            return super().look(stream)
+
+    def do(parcel: Parcel) -> None:
+        under_way.set()
+        gate.wait(10)
+
+    shelf = Changed(do)
+    for stream in "abc":
+        shelf.put(stream, 1)
+    with lanes(shelf, at_one_host=1) as made:
+        made.wake("a")
+        assert under_way.wait(5)
+        for stream in "bc":
+            made.wake(stream)
+            deadline = time.monotonic() + 5
+            while stream not in made._parked["a"] and time.monotonic() < deadline:
+                time.sleep(0.005)
+        gate.set()
+        assert made.wait_idle(5)
+    done = {"nothing": "ac", "a fault": "ac", "elsewhere": "abc"}[then]
+    assert {parcel.stream for parcel in shelf.done} == set(done)
+
+
 def test_what_somebody_else_took_is_not_done() -> None:
     class Taken(Shelf):
         def take(self, parcel: Parcel) -> bool:

@@ -23,6 +23,7 @@ import redis
 import sqlalchemy as sa
 from flask import Flask
 
+import tasks
 from app import create_app
 from claims import ANY, Stream
 from courier import Courier
@@ -137,6 +138,27 @@ def test_the_end_waits_for_a_task_under_way_and_the_task_for_nothing_that_the_en
     ends.set()
     stopping.join(15)
     assert not stopping.is_alive()
+
+
+def test_the_end_does_not_wait_for_ever_for_a_sync(app: Flask, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_under_way, ends = threading.Event(), threading.Event()
+
+    def sync_for_long(*arguments: Any) -> list[Any]:
+        is_under_way.set()
+        ends.wait(60)
+        return []
+
+    monkeypatch.setattr(tasks, "sync_due", sync_for_long)
+    monkeypatch.setattr(tasks, "SYNC_ENDS_SECONDS", 0.3)
+    rounds = Rounds(app, make_outbox(app, clock))
+    rounds.start()
+    assert is_under_way.wait(15)
+    stopping = threading.Thread(target=rounds.stop, daemon=True)
+    stopping.start()
+    stopping.join(15)
+    is_stopped = not stopping.is_alive()
+    ends.set()
+    assert is_stopped
 
 
 def test_the_sweep_switches_off_what_is_lost(
