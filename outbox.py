@@ -149,7 +149,7 @@ class Outbox:
         """What can be sent as it was handed over: it is the stream's first, and did not have to wait."""
         with self._handing:
             handed = list(self._handed.get(stream, ()))
-            if len(handed) == 1 and stream not in self._held_up and self._is_fresh(handed[0]):
+            if handed and stream not in self._held_up and self._is_fresh(handed[0]):
                 # Should its host be full now, this stream is looked at again.
                 self._delayed.add(handed[0].token)
                 return handed[0]
