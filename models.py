@@ -1069,6 +1069,13 @@ class StartIntent(db.Model):
             postgresql_where=sa.text("state IN ('claimed', 'uploading', 'armed', 'published', 'unknown')"),
         ),
         sa.Index("ix_start_intents_print_id", "print_id"),
+        # Asked for with every report that tells something new, by printers with years of starts behind them.
+        sa.Index(
+            "ix_start_intents_not_ended",
+            "printer_id",
+            sqlite_where=sa.text("ended_at IS NULL"),
+            postgresql_where=sa.text("ended_at IS NULL"),
+        ),
         # The files to be taken off printers, among all that were ever sent.
         sa.Index("ix_start_intents_is_file_on_printer", "is_file_on_printer"),
     )
