@@ -51,10 +51,12 @@ test: $(STAMP) ## All tests on SQLite, then those of the database on PostgreSQL 
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal --postgresql -m "database and not prove" -k "not ($(ONCE))"
 
-lint: $(STAMP) ## Check style, format and types
+lint: $(STAMP) ## Check style, format and types, and that every test can be collected
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
+	@# Beside mypy, which uses one core; what it compiles is compiled for `make test`.
+	@$(PY) -m pytest --collect-only -qq >/dev/null & collected=$$!; $(PY) -m mypy && \
+		{ wait $$collected || $(PY) -m pytest --collect-only -q; }
 
 format: $(STAMP) ## Put style and format right where a program can
 	$(PY) -m ruff check --fix .

@@ -187,8 +187,9 @@ def create_app(
         weather=_weather(settings, clock, http),
     )
     database.init_app(app)
-    hang_bell(app)
+    # The first to hear of a commit: somebody waits for what it sends.
     hang_postbox(app, settings.redis_url)
+    hang_bell(app)
     errors.init_app(app)
     app.before_request(print_files.allow_large_upload)
     auth.init_app(app, settings, clock, PUBLIC_ENDPOINTS)

@@ -42,6 +42,7 @@ OF_ONE_PRINTER = (BambuMaterial, PrinterCommand, PrinterConnection, ScheduledPri
 WATCHED_TABLES = {"scheduled_prints", "bambu_materials", "printers"}
 # What the worker itself writes with every report changes nothing of what may start.
 UNMOVING = {"waiting_reason", "progress_percent"}
+NOTIFY = sa.text("SELECT pg_notify(:channel, :payload)")
 CHANNEL = "farm_bell"
 LONGEST_PAYLOAD = 7000
 RECONNECT_SECONDS = 2.0
@@ -118,8 +119,7 @@ def _before_commit(session: Session) -> None:
     if rung and db.engine.dialect.name == "postgresql":
         payload = ",".join(map(str, sorted(rung)))
         session.connection().execute(
-            sa.text("SELECT pg_notify(:channel, :payload)"),
-            {"channel": CHANNEL, "payload": payload if len(payload) <= LONGEST_PAYLOAD else str(ALL)},
+            NOTIFY, {"channel": CHANNEL, "payload": payload if len(payload) <= LONGEST_PAYLOAD else str(ALL)}
         )
 
 

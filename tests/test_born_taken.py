@@ -38,9 +38,10 @@ def hooked(farm: Farm, receiver: WebhookReceiver) -> int:
 
 @pytest.fixture
 def outbox(app: Flask, clock: Clock) -> Iterator[Outbox]:
-    """One that listens."""
+    """One that listens, and has looked for what others left lying."""
     made = make_outbox(app, clock)
     made.start()
+    assert made.wait_idle(10)
     yield made
     made.stop(5)
 
