@@ -153,6 +153,7 @@ class WebhookReceiver:
         self._server.receiver = self
         self._server.certificate = certificate
         self._open: set[socket.socket] = set()
+        self._newest_peer: Any = None
         self.port = int(self._server.server_address[1])
         self.url = f"{'https' if certificate else 'http'}://{host}:{self.port}/hook"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -196,16 +197,27 @@ class WebhookReceiver:
         with self._came:
             return self._came.wait_for(lambda: len(self.received) >= count, timeout_seconds)
 
-    def opened(self, connection: socket.socket) -> None:
+    def wait_until_alone(self, timeout_seconds: float = 5.0) -> bool:
+        """Wait until whoever was connected has gone, and all that they had sent has been taken; whether it was so in
+        time."""
+        with socket.create_connection(self._server.server_address[:2]) as last:
+            # Connections are taken in the order in which they were made.
+            address = last.getsockname()
+        with self._came:
+            return self._came.wait_for(lambda: self._newest_peer == address and not self._open, timeout_seconds)
+
+    def opened(self, connection: socket.socket, peer: Any) -> None:
         """Count a connection and remember it while it is open."""
         with self._came:
             self.connections += 1
             self._open.add(connection)
+            self._newest_peer = peer
 
     def closed(self, connection: socket.socket) -> None:
         """Forget a connection."""
         with self._came:
             self._open.discard(connection)
+            self._came.notify_all()
 
     def take(self, headers: Mapping[str, str], body: bytes) -> _Answer:
         """Record a request and say how to answer it, after the delay of the script."""
@@ -240,8 +252,11 @@ class _Listener(ThreadingHTTPServer):
     receiver: WebhookReceiver
     certificate: ThrowAwayCertificate | None = None
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.receiver.opened(request, client_address)
+        super().process_request(request, client_address)
+
     def finish_request(self, request: Any, client_address: Any) -> None:
-        self.receiver.opened(request)
         connection = request
         try:
             if self.certificate:

@@ -64,6 +64,8 @@ class World:
             step = "at random"
             os.kill(pid, signal.SIGKILL)
             assert wait_for_end(pid, seconds=10)
+        # What it sent before it died may still be on its way into the receiver.
+        assert self.receiver.wait_until_alone()
         self.kills[step] += 1
         again = {key: count for key, count in self.counted().items() if before[key] and count > before[key]}
         self.repeats.append(Counter({key[0]: count - before[key] for key, count in again.items()}))
