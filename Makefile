@@ -9,11 +9,11 @@ WORKERS ?= 4
 PYTHONS := python3.13 python3.12 python3.11 python3
 PY := $(VENV)/bin/python
 # Tried on SQLite alone: what takes long and asks of the database no more than others do, who try it on both.
-ONCE := schemathesis or every_query or misbehaviours or link_faults or test_walk or cloud_links or cloud_accounts \
+ON_SQLITE_ALONE := schemathesis or every_query or misbehaviours or link_faults or test_walk or cloud_links or cloud_accounts \
 	or printer_actions or discovered or test_live or test_tasks or slips or weather or advice or plate_facts or hostile \
 	or change_profile or change_print or every_route or round_trip
-# Some machines switch the cache of compiled modules off. Every process of a run of tests, and of them there are some
-# hundred, would then compile the product anew.
+# Some machines switch the cache of compiled modules off: each of the hundred processes and more that a run of tests
+# starts would compile the product anew.
 unexport PYTHONDONTWRITEBYTECODE
 # The last thing written, so that an installation that broke off is not taken for a whole one.
 STAMP := $(VENV)/.installed
@@ -49,7 +49,7 @@ demo: $(STAMP) ## An Etsy order is printed and shipped, simulated (ONCE=1 ends a
 
 test: $(STAMP) ## All tests on SQLite, then those of the database on PostgreSQL (TEST_DATABASE_URL=... or its own)
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal --postgresql -m "database and not prove" -k "not ($(ONCE))"
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --postgresql -m "database and not prove" -k "not ($(ON_SQLITE_ALONE))"
 
 lint: $(STAMP) ## Check style, format and types, and that every test can be collected
 	$(PY) -m ruff check .

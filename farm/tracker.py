@@ -57,7 +57,7 @@ OTHER_STARTS = sa.select(StartIntent.id).where(
     StartIntent.printer_id == sa.bindparam("printer"),
     StartIntent.ended_at.is_(None),
     StartIntent.state.in_((*AWAITING, IntentState.confirmed)),
-    StartIntent.id != sa.bindparam("named"),
+    StartIntent.submission_id != sa.bindparam("submission"),
 )
 SENT_COMMANDS = sa.select(PrinterCommand.id).where(
     PrinterCommand.printer_id == sa.bindparam("printer"),
@@ -78,14 +78,7 @@ _NAMED = (
 KNOWN = sa.select(
     PLATE_STATE.label("plate_state"),
     sa.exists(SENT_COMMANDS).label("has_commands"),
-    sa.exists(
-        sa.select(StartIntent.id).where(
-            StartIntent.printer_id == sa.bindparam("printer"),
-            StartIntent.ended_at.is_(None),
-            StartIntent.state.in_((*AWAITING, IntentState.confirmed)),
-            StartIntent.submission_id != sa.bindparam("submission"),
-        )
-    ).label("has_other_starts"),
+    sa.exists(OTHER_STARTS).label("has_other_starts"),
     _NAMED.c.id.label("start_id"),
     _NAMED.c.print_id,
 ).select_from(sa.select(sa.literal(1)).subquery().outerjoin(_NAMED, sa.true()))
@@ -315,8 +308,8 @@ def _miss_ours(
     limits: StageLimits,
 ) -> None:
     """Starts of ours that the printer should know of and does not name."""
-    named = {"printer": printer.id, "named": intent.id if intent is not None else 0}
-    for start_id in db.session.execute(OTHER_STARTS, named).scalars().all():
+    named = intent.submission_id if intent is not None else 0
+    for start_id in db.session.execute(OTHER_STARTS, {"printer": printer.id, "submission": named}).scalars().all():
         missed = db.session.get_one(StartIntent, start_id)
         ours = _locked_print_of(missed)
         published_at = missed.published_at

@@ -440,6 +440,12 @@ def test_make_lists_what_it_can_do() -> None:
     assert phony and set(re.findall(r"make ([a-z]+)", _make().stdout)) >= set(phony[1].split())
 
 
+@pytest.mark.parametrize(("given", "options"), [((), []), (("ONCE=0",), []), (("ONCE=1",), ["--once"])])
+def test_make_demo_goes_on_serving_unless_it_is_told_to_end(given: tuple[str, ...], options: list[str]) -> None:
+    *_, last = _make("--dry-run", "demo", *given).stdout.splitlines()
+    assert last.split()[1:] == ["demo.py", *options]
+
+
 def test_make_says_in_one_sentence_that_there_is_no_usable_python(tmp_path: Path) -> None:
     refused = _make("venv", "PYTHON=/bin/false", f"VENV={tmp_path}/venv")
     assert refused.returncode != 0
