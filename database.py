@@ -7,12 +7,14 @@ import fcntl
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import flask_migrate
 import orjson
+import psycopg2
 import sqlalchemy as sa
 from flask import Flask
 from flask_migrate import Migrate
@@ -32,6 +34,12 @@ POSTGRESQL = {
     # A process that is frozen in a transaction, as with its whole computer, would hold its rows for ever.
     "idle_in_transaction_session_timeout": 30_000,
 }
+IN_MEMORY = (None, "", ":memory:")
+# The connection that was given back last is warm: PostgreSQL keeps a process for each, SQLite its pages and statements.
+LAST_USED_FIRST = {"pool_use_lifo": True}
+# A server may have been restarted while a connection lay in the pool for longer than that. To ask before each use would
+# cost a round trip with every report.
+ASKED_AFTER_SECONDS = 2.0
 READ_ONLY = re.compile(r"\s*(SELECT|PRAGMA|EXPLAIN|WITH)\b", re.IGNORECASE)
 
 
@@ -56,12 +64,14 @@ def engine_options(url: str) -> dict[str, Any]:
     if url.startswith("postgresql"):
         return {
             **json,
-            "pool_pre_ping": True,
+            **LAST_USED_FIRST,
             "pool_size": 20,
             "max_overflow": 20,
             "connect_args": {"options": " ".join(f"-c {name}={value}" for name, value in POSTGRESQL.items())},
         }
-    return {**json, "connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000, "factory": _turn_takers()}}
+    arguments = {"timeout": BUSY_TIMEOUT_MS / 1000, "factory": _turn_takers()}
+    has_pool = sa.make_url(url).database not in IN_MEMORY
+    return {**json, **(LAST_USED_FIRST if has_pool else {}), "connect_args": arguments}
 
 
 def _turn_takers() -> type[sqlite3.Connection]:
@@ -106,6 +116,26 @@ def init_app(app: Flask) -> None:
     with app.app_context():
         if db.engine.dialect.name == "sqlite":
             _tame_sqlite(db.engine)
+        else:
+            _ask_after_rest(db.engine)
+
+
+def _ask_after_rest(engine: Engine) -> None:
+    """A connection that rested is asked whether it is still one; if not, it and all others are made anew."""
+
+    @event.listens_for(engine, "checkin")
+    def rest(connection: Any, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ask(connection: Any, record: Any, proxy: Any) -> None:
+        rests_since = record.info.get("rests_since")
+        if rests_since is None or time.monotonic() - rests_since < ASKED_AFTER_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg2.Error as error:
+            raise sa.exc.InvalidatePoolError from error
 
 
 def _tame_sqlite(engine: Engine) -> None:
@@ -147,7 +177,7 @@ def _one_at_a_time(app: Flask) -> Iterator[None]:
                 connection.commit()
     else:
         path = engine.url.database or ""
-        if path in ("", ":memory:"):
+        if path in IN_MEMORY:
             yield
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)

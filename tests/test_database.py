@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -17,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from werkzeug.test import TestResponse
 
 from columns import Cost, Grams, Money, Scaled, UtcDateTime
+from database import ASKED_AFTER_SECONDS
 from farm.gates import locked_gate
 from models import BambuMaterial, LedgerEntry, Order, Printer, PrinterGate, ScheduledPrint, db
 from tests.farm_builder import Farm
@@ -158,6 +160,36 @@ def test_a_connection_to_postgresql_has_its_limits(app: Flask) -> None:
         "lock_timeout": "10s",
         "timezone": "utc",
     }
+
+
+def test_the_connection_that_was_used_last_is_used_first(app: Flask) -> None:
+    with app.app_context():
+        with db.engine.connect() as first, db.engine.connect() as second:
+            last = first.connection.dbapi_connection
+            second.close()
+        for _ in range(3):
+            with db.engine.connect() as again:
+                assert again.connection.dbapi_connection is last
+
+
+@pytest.mark.parametrize(("rested", "is_asked"), [(ASKED_AFTER_SECONDS / 2, False), (ASKED_AFTER_SECONDS, True)])
+def test_a_connection_that_rested_is_asked_whether_it_still_is_one(app: Flask, rested: float, is_asked: bool) -> None:
+    if is_sqlite(app):
+        pytest.skip("of PostgreSQL only")
+    with app.app_context(), db.engine.connect() as other:
+        with db.engine.connect() as one:
+            process_id, record = one.scalar(sa.func.pg_backend_pid()), one.connection.info
+        other.execute(sa.select(sa.func.pg_terminate_backend(process_id, 5000))).one()
+        record["rests_since"] = time.monotonic() - rested
+        if is_asked:
+            with db.engine.connect() as one:
+                assert one.scalar(sa.func.pg_backend_pid()) != process_id
+        else:
+            with pytest.raises(sa.exc.OperationalError), db.engine.connect() as one:
+                one.scalar(sa.func.pg_backend_pid())
+        # Whoever found out, the next has a new one.
+        with db.engine.connect() as one:
+            assert one.scalar(sa.func.pg_backend_pid()) != process_id
 
 
 @pytest.mark.parametrize(
