@@ -1,7 +1,8 @@
 """Tells the workers at once which printers' queues may look different now.
 
-In this process by a call after the commit, between processes by PostgreSQL's NOTIFY in the transaction itself. A ring
-may be lost, and nothing but speed depends on it: the workers sweep as well.
+In this process by a call after the commit, between processes by PostgreSQL's NOTIFY in the transaction itself, where it
+concerns a printer that none of ours has. A ring may be lost, and nothing but speed depends on it: the workers sweep as
+well.
 """
 
 from __future__ import annotations
@@ -53,18 +54,21 @@ class Bell:
     """One for each app. Listeners are called in the thread that committed, and should only put things into a queue."""
 
     def __init__(self) -> None:
-        self._listeners: list[Callable[[Rung], None]] = []
+        self._listeners: dict[Callable[[Rung], None], Callable[[], Rung]] = {}
 
-    def listen(self, on_ring: Callable[[Rung], None]) -> None:
-        self._listeners.append(on_ring)
+    def listen(self, on_ring: Callable[[Rung], None], *, held: Callable[[], Rung] = frozenset) -> None:
+        """`held`: the printers that nobody else has, asked in any thread; of these no other process need hear."""
+        self._listeners[on_ring] = held
 
     def stop_listening(self, on_ring: Callable[[Rung], None]) -> None:
-        with contextlib.suppress(ValueError):
-            self._listeners.remove(on_ring)
+        self._listeners.pop(on_ring, None)
+
+    def held(self) -> Rung:
+        return frozenset().union(*(held() for held in list(self._listeners.values())))
 
     def ring(self, printer_ids: Rung) -> None:
-        for listener in list(self._listeners):
-            listener(printer_ids)
+        for on_ring in list(self._listeners):
+            on_ring(printer_ids)
 
 
 def hang_bell(app: Flask) -> Bell:
@@ -102,7 +106,8 @@ def _has_changed(changed: object, name: str) -> bool:
 
 def _moves_something(changed: object) -> bool:
     state: Any = sa.inspect(changed)
-    return any(each.history.has_changes() and each.key not in UNMOVING for each in state.attrs)
+    # Of all its columns only those that were set are compared.
+    return any(state.attrs[key].history.has_changes() for key in state.committed_state.keys() - UNMOVING)
 
 
 def _on_statement(statement: ORMExecuteState) -> None:
@@ -116,8 +121,13 @@ def _on_statement(statement: ORMExecuteState) -> None:
 def _before_commit(session: Session) -> None:
     session.flush()
     rung = session.info.get("rung")
-    if rung and db.engine.dialect.name == "postgresql":
-        payload = ",".join(map(str, sorted(rung)))
+    if not rung or db.engine.dialect.name != "postgresql":
+        return
+    bell: Bell | None = current_app.extensions.get("bell")
+    # A NOTIFY is one more statement and makes the commit dearer, and whoever waits for a webhook waits for both.
+    others = rung - bell.held() if bell is not None else rung
+    if others:
+        payload = ",".join(map(str, sorted(others)))
         session.connection().execute(
             NOTIFY, {"channel": CHANNEL, "payload": payload if len(payload) <= LONGEST_PAYLOAD else str(ALL)}
         )

@@ -82,6 +82,7 @@ class Links:
         self._recorder = Recorder(app)
         self._cloud = CloudLinks(app, self._recorder, post=post, pool=pool, timings=timings)
         self._by_connection: dict[int, Held] = {}
+        self._printer_ids: frozenset[int] = frozenset()
         self._leases: dict[str, Lease] = {}
         self._renewed_at: datetime | None = None
         self._lease_life = lease_life
@@ -90,6 +91,10 @@ class Links:
         """The printers that can be told something; those heard through the cloud are not among them."""
         return list(self._by_connection.values())
 
+    def printer_ids(self) -> frozenset[int]:
+        """Of the same printers. In any thread."""
+        return self._printer_ids
+
     def close(self) -> None:
         """Say goodbye to every printer and let other workers have them."""
         for held in self.all():
@@ -97,6 +102,7 @@ class Links:
             held.storage.break_off()
             held.link.close()
         self._by_connection.clear()
+        self._printer_ids = frozenset()
         self._cloud.close()
         with self._app.app_context():
             release_leases(self._owner)
@@ -121,6 +127,7 @@ class Links:
             for row in lan.values():
                 if row.id not in self._by_connection:
                     self._open(db.session.get_one(PrinterConnection, row.id), self._leases[row.serial_number])
+            self._printer_ids = frozenset(held.printer_id for held in self.all())
             self._cloud.sync(
                 [_cloud_row(row, self._leases[row.serial_number]) for key, row in ours.items() if key not in lan]
             )

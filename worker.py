@@ -105,7 +105,7 @@ class Worker:
 
     def start(self) -> None:
         _allow_open_files()
-        self._bell.listen(self._hear_bell)
+        self._bell.listen(self._hear_bell, held=self._links.printer_ids)
         if self._from_elsewhere is not None:
             self._from_elsewhere.start()
         if self._other_postboxes is not None:

@@ -133,6 +133,26 @@ def test_another_process_hears_the_ring_once_it_is_committed(
     assert from_elsewhere.get(timeout=10) == {printer_id}
 
 
+def test_of_a_printer_that_is_held_here_no_other_process_hears(
+    app: Flask, farm: Farm, rings: Rings, from_elsewhere: queue.SimpleQueue[Rung]
+) -> None:
+    ours = farm.add_printer("Ours")["id"]
+    assert from_elsewhere.get(timeout=10) == {ours}
+    theirs = farm.add_printer("Theirs")["id"]
+    assert from_elsewhere.get(timeout=10) == {theirs}
+    app.extensions["bell"].listen(lambda rung: None, held=lambda: frozenset({ours}))
+    assert rings.since(lambda: farm.add_material(ours)) == {ours}
+
+    def both() -> None:
+        with farm.database():
+            for printer_id in (ours, theirs):
+                db.session.get_one(Printer, printer_id).auto_start = True
+            db.session.commit()
+
+    assert rings.since(both) == {ours, theirs}
+    assert from_elsewhere.get(timeout=10) == {theirs}, "and nothing came before"
+
+
 @pytest.mark.parametrize("payload", ["", "x", "1,", f"{MAX_ID}9999", "1;DROP", "٣"])
 def test_odd_words_on_the_channel_mean_that_each_printer_is_looked_at(
     app: Flask, from_elsewhere: queue.SimpleQueue[Rung], payload: str

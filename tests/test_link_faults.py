@@ -578,6 +578,16 @@ def restart_workers(app: Flask, models: list[str], restarts: int) -> list[Stand]
     return stands
 
 
+def test_a_worker_tells_the_bell_which_printers_it_has(live_app: Flask) -> None:
+    """Of these no other process is told."""
+    bell = live_app.extensions["bell"]
+    with printers(["P1S"]) as (printer,), working(live_app):
+        stand = Stand.build(Farm(live_app, "seller@example.com"), printer, 0, for_us=True)
+        stand.until_heard()
+        assert bell.held() == {stand.printer_id}
+    assert bell.held() == frozenset()
+
+
 def test_a_worker_that_is_restarted_in_mid_print_changes_nothing(live_app: Flask) -> None:
     restart_workers(live_app, ["P1S", "X1C"], 5)
 
