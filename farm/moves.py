@@ -32,8 +32,8 @@ def move_print(
     used_grams: Decimal | None = None,
     start: StartIntent | None = None,
 ) -> PrintEvent | None:
-    """Move a print and settle filament, order and notifications; None when it already has that status. `start`: the one
-    that ends with it, looked for if not given.
+    """Move a print and settle filament, order and notifications; None when it already has that status. `start`: its
+    locked one, which ends with it; what it was fed from is looked for if it is not given.
 
     Raises:
         IllegalMove: see `ScheduledPrint.move_to`.
@@ -45,6 +45,8 @@ def move_print(
     # Read before anything is changed: then all of it is written in one go.
     shares = shares_of(moved, grams, start) if status in ENDED_STATUSES and grams else []
     event = moved.move_to(status, at=at, reason=reason)
+    if start is not None:
+        start.ended_at = at
     if status in ENDED_STATUSES:
         _book_filament(moved, event, grams, shares, at=at, limits=limits)
     if not {before, status} <= {*WAITING_STATUSES}:

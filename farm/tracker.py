@@ -65,30 +65,28 @@ SENT_COMMANDS = sa.select(PrinterCommand.id).where(
     # A test of the connection is answered by what it finds, not by a report.
     PrinterCommand.kind != CommandKind.test,
 )
-_NAMED = (
-    sa.select(StartIntent.id, StartIntent.print_id)
-    .where(
-        StartIntent.printer_id == sa.bindparam("printer"),
-        StartIntent.submission_id == sa.bindparam("submission"),
-        StartIntent.published_at.is_not(None),
-    )
-    .subquery()
-)
-# Everything that is asked of every report, in one statement.
-KNOWN = sa.select(
+# What is asked of every report.
+_ASKED = (
     PLATE_STATE.label("plate_state"),
     sa.exists(SENT_COMMANDS).label("has_commands"),
-    sa.exists(OTHER_STARTS).label("has_other_starts"),
-    _NAMED.c.id.label("start_id"),
-    _NAMED.c.print_id,
-).select_from(sa.select(sa.literal(1)).subquery().outerjoin(_NAMED, sa.true()))
-LOCKED_PRINT = (
-    sa.select(ScheduledPrint)
-    .where(ScheduledPrint.id == sa.bindparam("print"))
+    sa.exists(OTHER_STARTS.correlate(None)).label("has_other_starts"),
+)
+KNOWN = sa.select(*_ASKED)
+# Both are locked, the print first, so that both are read as they stand once their locks are had: whoever held them, a
+# person or the starter, may have ended either meanwhile.
+_LOCKED = (
+    sa.select(ScheduledPrint, StartIntent)
+    .join(StartIntent, StartIntent.print_id == ScheduledPrint.id)
     .with_for_update()
     .execution_options(populate_existing=True)
 )
-START = sa.select(StartIntent).where(StartIntent.id == sa.bindparam("start")).execution_options(populate_existing=True)
+LOCKED_START = _LOCKED.where(StartIntent.id == sa.bindparam("start"))
+# Of a report that names a start of ours, all of it in one statement.
+NAMED = _LOCKED.add_columns(*_ASKED).where(
+    StartIntent.printer_id == sa.bindparam("printer"),
+    StartIntent.submission_id == sa.bindparam("submission"),
+    StartIntent.published_at.is_not(None),
+)
 # A person recorded the end of a print, and its printer has nothing new to say: its start has ended all the same.
 ENDED_BY_HAND = (
     sa.select(StartIntent.printer_id)
@@ -121,8 +119,10 @@ def apply(
     if not state.known:
         return None
     settled_for = now - in_state_since
-    known = db.session.execute(KNOWN, {"printer": printer.id, "submission": _submission_of(state)}).one()
-    intent, ours = _locked(known.start_id, known.print_id) if known.start_id is not None else (None, None)
+    asked = {"printer": printer.id, "submission": _submission_of(state)}
+    named = db.session.execute(NAMED, asked).one_or_none() if asked["submission"] else None
+    ours, intent = (named.ScheduledPrint, named.StartIntent) if named is not None else (None, None)
+    known = named or db.session.execute(KNOWN, asked).one()
     _see_plate(printer, state, ours, known.plate_state or PlateState.unknown)
     if intent is not None and ours is not None:
         if state.state in ACTIVE:
@@ -163,15 +163,10 @@ def _submission_of(state: PrinterState) -> int:
     return int(text) if is_id else 0
 
 
-def _locked(start_id: int, print_id: int) -> tuple[StartIntent, ScheduledPrint]:
-    """The print first, then the start as it stands: whoever held the lock, a person or the starter, may have ended it
-    meanwhile."""
-    of_print = db.session.execute(LOCKED_PRINT, {"print": print_id}).scalar_one()
-    return db.session.execute(START, {"start": start_id}).scalar_one(), of_print
-
-
-def _locked_print_of(intent: StartIntent) -> ScheduledPrint:
-    return _locked(intent.id, intent.print_id)[1]
+def _locked(start_id: int) -> tuple[ScheduledPrint, StartIntent]:
+    """A start and its print, as they stand."""
+    of_print, start = db.session.execute(LOCKED_START, {"start": start_id}).one()
+    return of_print, start
 
 
 def _see_plate(printer: Printer, state: PrinterState, ours: ScheduledPrint | None, known: PlateState) -> None:
@@ -263,12 +258,10 @@ def _end(
     if state.state is PrinterActivity.finished:
         if settled_for >= FINISH_SETTLES_IN:
             move_print(ours, PrintStatus.completed, at=now, limits=limits, start=intent)
-            intent.ended_at = now
         return
     reason = _why_failed(ours, state, settled=settled_for >= FAILURE_SETTLES_IN)
     if reason is not None:
         move_print(ours, PrintStatus.failed, at=now, limits=limits, reason=reason, start=intent)
-        intent.ended_at = now
 
 
 def _see_foreign_print(printer: Printer, state: PrinterState, intent: StartIntent | None, now: datetime) -> None:
@@ -310,8 +303,7 @@ def _miss_ours(
     """Starts of ours that the printer should know of and does not name."""
     named = intent.submission_id if intent is not None else 0
     for start_id in db.session.execute(OTHER_STARTS, {"printer": printer.id, "submission": named}).scalars().all():
-        missed = db.session.get_one(StartIntent, start_id)
-        ours = _locked_print_of(missed)
+        ours, missed = _locked(start_id)
         published_at = missed.published_at
         if published_at is None or missed.ended_at is not None:
             continue
@@ -409,7 +401,7 @@ def apply_answer(printer: Printer, answer: Answer, *, now: datetime, limits: Sta
     ).scalar_one_or_none()
     if intent is None:
         return
-    refused = _locked_print_of(intent)
+    refused, intent = _locked(intent.id)
     if intent.state not in AWAITING:
         return
     reason = explain(answer) or "no reason given"
@@ -462,7 +454,7 @@ def watch_starts(printer_ids: Sequence[int], *, now: datetime) -> Awaited:
 def _mark_unconfirmed(intent: StartIntent, now: datetime) -> bool:
     """False when it was settled in this moment: a computer that slept between the writing and the sending of a start
     finds it too late to send and too long unconfirmed at once."""
-    waiting = _locked_print_of(intent)
+    waiting, intent = _locked(intent.id)
     if intent.state is not IntentState.published:
         return False
     intent.state = IntentState.unknown

@@ -4,7 +4,7 @@ the other, and PostgreSQL throws one of them out. SQLite has one lock for all.""
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -12,9 +12,10 @@ from flask import Flask, g
 
 from auth import get_mine
 from bambu_client import Answer
+from bambu_report import PrinterActivity, PrinterState
 from farm.gates import locked_gate
 from farm.leases import Lease
-from models import IntentState, PlateState, Printer, PrinterGate, ScheduledPrint, db
+from models import IntentState, PlateState, Printer, PrinterGate, PrintStatus, ScheduledPrint, StartIntent, db
 from recorder import Recorder, Watched
 from tests.conftest import Clock
 from tests.farm_builder import Farm
@@ -43,14 +44,18 @@ def takes_the_printer_first(app: Flask, act: Callable[[], object], then: sa.Sele
     with engine.connect() as somebody, engine.connect() as other, ThreadPoolExecutor() as pool:
         somebody.execute(sa.select(Printer.id).with_for_update(key_share=True))
         acting = pool.submit(act)
-        while not other.execute(IS_ANYBODY_WAITING).scalar_one():
-            assert not acting.done()
-            # What a transaction has seen of the activity once, it goes on seeing.
-            other.rollback()
+        until_it_waits(acting, other)
         other.execute(then.with_for_update(nowait=True)).scalar_one()
         other.rollback()
         somebody.rollback()
         acting.result()
+
+
+def until_it_waits(acting: Future[object], other: sa.Connection) -> None:
+    while not other.execute(IS_ANYBODY_WAITING).scalar_one():
+        assert not acting.done()
+        # What a transaction has seen of the activity once, it goes on seeing.
+        other.rollback()
 
 
 def test_a_report_takes_the_printer_before_its_gate(app: Flask, listening: Listening) -> None:
@@ -101,3 +106,24 @@ def test_a_refusal_takes_the_printer_before_its_print(
     watched = Watched(connection_id=0, printer_id=bench.printer_id, version=1, lease=Lease(SERIAL, "test", 1))
     takes_the_printer_first(app, lambda: Recorder(app).answered(watched, refusal), sa.select(ScheduledPrint.id))
     assert bench.intents() == [IntentState.refused]
+
+
+def test_a_report_reads_the_start_as_whoever_held_its_print_left_it(
+    app: Flask, farm: Farm, clock: Clock, on_postgresql: None
+) -> None:
+    bench = Bench(farm, clock)
+    bench.start()
+    (order,) = bench.link.published
+    begun = PrinterState(known=True, state=PrinterActivity.printing, submission_id=str(order.submission_id))
+    watched = Watched(connection_id=0, printer_id=bench.printer_id, version=1, lease=Lease(SERIAL, "test", 1))
+    with app.app_context():
+        engine = db.engine
+    with engine.connect() as somebody, engine.connect() as other, ThreadPoolExecutor() as pool:
+        somebody.execute(sa.select(ScheduledPrint.id).with_for_update())
+        hearing = pool.submit(Recorder(app).heard, watched, begun, clock())
+        until_it_waits(hearing, other)
+        somebody.execute(sa.update(StartIntent.__table__).values(state=IntentState.withdrawn, ended_at=clock()))
+        somebody.commit()
+        hearing.result()
+    assert bench.intents() == [IntentState.withdrawn]
+    assert farm.get_print(bench.print_id)["status"] == PrintStatus.scheduled
