@@ -39,6 +39,8 @@ CRASH_POINTS = ("claiming", "claimed", "sent", "recorded")
 ATTEMPTS_KEPT = timedelta(days=90)
 # What was written as taken and could not leave at once is looked at anew: a person may have decided otherwise since.
 BORN_TAKEN_FOR = timedelta(seconds=1)
+# Whoever commits waits so long at most until it is taken out of their hands.
+HANDED_SECONDS = 0.002
 FAILED_FOR_DAYS = f"nothing has arrived there for {ENDPOINT_PATIENCE.days} days"
 
 
@@ -100,7 +102,7 @@ class Outbox:
         return self._claims.claim(self._clock())
 
     def hand(self, loads: Sequence[Load]) -> None:
-        """What was written so is committed. Returns at once."""
+        """What was written so is committed. Returns once it is on its way, or very soon."""
         with self._handing:
             has_stopped = self._has_stopped
             for load in loads if not has_stopped else ():
@@ -110,6 +112,8 @@ class Outbox:
                 self._claims.give_up(load, self._clock())
         else:
             self._lanes.wake([load.stream for load in loads])
+            # What its thread does after a commit can wait, and would take the interpreter from the sender.
+            self._lanes.wait_taken(HANDED_SECONDS)
 
     def deliver_due(self) -> None:
         """Whatever is due: what nobody was told of, what is to be tried again, what was held until now."""

@@ -34,7 +34,7 @@ Posted = Collection[Stream]
 
 
 class Sender(Protocol):
-    """Who sends in this process. Called in the thread that commits, and should only put things into a queue."""
+    """Who sends in this process. Called in the thread that commits, which cannot be kept for long."""
 
     def wake(self, streams: Posted) -> None: ...
 

@@ -115,8 +115,10 @@ class Recorder:
         if _news_in(watched) != watched.tracked or watched.commands_under_way or is_complaint:
             self.track(watched)
 
-    def track(self, watched: Watched) -> None:
-        """What the printer's present state means for our prints, in one transaction with the snapshot that shows it."""
+    def track(self, watched: Watched, *, is_heard: bool = True) -> None:
+        """What the printer's present state means for our prints, in one transaction with the snapshot that shows it.
+        `is_heard`: a report has just told it; what time alone settles is shown with the next snapshot, for somebody
+        waits to hear of it."""
         if watched.in_state_since is None:
             return
         with self._app.app_context():
@@ -139,7 +141,10 @@ class Recorder:
                 watched.print_name = ours.job_name if ours is not None else None
             spools = _spools_of(printer, watched)
             complaints = faults.raise_faults(printer, watched.state, watched.complaints, at=self._clock())
-            self._save([watched])
+            if is_heard:
+                self._save([watched])
+            else:
+                watched.is_unsaved = True
             db.session.commit()
         # With the print that it turned out to concern, or not to concern any more: that is no news in the next report.
         watched.tracked = _news_in(watched)
@@ -172,7 +177,7 @@ class Recorder:
             due = [moment for moment in watched.settles_at if moment <= now]
             if due:
                 watched.settles_at = watched.settles_at[len(due) :]
-                self.track(watched)
+                self.track(watched, is_heard=False)
         self._settles_next = min((watched.settles_at[0] for watched in waiting if watched.settles_at), default=None)
 
     def settle(self, everything: Iterable[Watched]) -> list[int]:

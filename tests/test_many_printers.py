@@ -57,9 +57,11 @@ class Listening:
     def look(self) -> int | None:
         """The worker's regular look, and the layer that the row then shows."""
         self.recorder.save_snapshots([self.watched])
+        return self.shown().get("layers_printed")
+
+    def shown(self) -> dict[str, Any]:
         with self.farm.database():
-            shown = db.session.get_one(PrinterConnection, self.connection_id).snapshot
-            return shown["layers_printed"] if shown else None
+            return db.session.get_one(PrinterConnection, self.connection_id).snapshot or {}
 
 
 @pytest.fixture
@@ -135,6 +137,22 @@ def test_a_clock_that_was_set_back_stops_no_writing(listening: Listening) -> Non
     listening.clock.forward(hours=-1)
     listening.hear(layers_printed=2)
     assert listening.look() == 2
+
+
+def test_what_time_alone_settles_is_shown_with_the_next_snapshot(listening: Listening, statements: list[str]) -> None:
+    """A webhook waits for the transaction that settles it; what a page shows can come a moment later."""
+    listening.hear(state=PrinterActivity.finished)
+    listening.watched.current_print_id = 7  # as the tracker says of ours
+    listening.watched.is_unsaved = True
+    listening.clock.forward(seconds=2)
+    listening.look()
+    assert listening.shown()["current_print_id"] == 7
+    statements.clear()
+    listening.recorder.settle_on_time([listening.watched])
+    assert statements and not any("UPDATE printer_connections" in each for each in statements)
+    listening.clock.forward(seconds=2)
+    listening.look()
+    assert listening.shown()["current_print_id"] is None, "though nothing more was heard"
 
 
 def test_a_worker_asks_for_as_many_open_files_as_hundreds_of_printers_take(app: Flask) -> None:
