@@ -5,7 +5,10 @@ others, as it is deployed: web and worker in one on SQLite, in two on PostgreSQL
 confirms it: a printer that said it was finished may go on, so it is believed after `farm.tracker.FINISH_SETTLES_IN`;
 that time is not counted.
 
-`python -m bench.deliveries receive` is the receiver.
+Beside it, at the farm's own pace and at the same time: the floor, one row committed to the same database and one POST.
+
+`python -m bench.deliveries receive` is the receiver; `python -m bench.deliveries floor <database url> <webhook url>`,
+the floor.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import queue
 import sys
@@ -26,9 +30,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import requests
+import sqlalchemy as sa
+
 from bench.latency import PATIENCE_SECONDS, Seller, eventually
 from bench.measure import percentiles
 from bench.printers import process
+from database import engine_options
 from farm.tracker import FINISH_SETTLES_IN
 from simulator import Plate, SimulatedPrinter, Spool, find_model, make_sliced_file, shared_authority
 
@@ -37,6 +45,7 @@ PRINTERS, ROUNDS = 10, 8
 GOAL_MIDDLE_MS, GOAL_MOST_MS = 10.0, 50.0
 # The printers end one after the other, as on a farm: so far apart at most.
 SPREAD_SECONDS = 12.0
+FLOOR, FLOOR_EVERY_SECONDS = "floor", 0.7
 AT_WORK = ("PREPARE", "SLICING", "RUNNING")
 
 
@@ -61,12 +70,17 @@ def main() -> None:
 
 
 def tell(name: str, milliseconds: Mapping[str, list[float]]) -> None:
+    floor = percentiles(milliseconds[FLOOR])
     for kind, samples in milliseconds.items():
         middle, most, nearly_all = percentiles(samples)
         verdict = "ok" if middle <= GOAL_MIDDLE_MS and nearly_all <= GOAL_MOST_MS else "ABOVE GOAL"
+        beside = (
+            f"   {middle / floor[0]:.1f}x/{nearly_all / floor[2]:.1f}x of the floor"
+            f"   goal {GOAL_MIDDLE_MS:.0f} ms for 50 %, {GOAL_MOST_MS:.0f} ms for 99 %  {verdict}"
+        )
         print(
             f"{name:<40} {kind:<16} {len(samples):4}   {middle:.1f}/{most:.1f}/{nearly_all:.1f} ms (50/95/99 %)"
-            f"   goal {GOAL_MIDDLE_MS:.0f} ms for 50 %, {GOAL_MOST_MS:.0f} ms for 99 %  {verdict}"
+            f"{beside if kind != FLOOR else ''}"
         )
 
 
@@ -84,10 +98,33 @@ def measured(folder: Path, url: str) -> dict[str, list[float]]:
             port = int(lines.get(timeout=PATIENCE_SECONDS)) or port
         seller = Seller(f"http://127.0.0.1:{port}")
         stands = [Stand(seller, printer, receiver) for printer in printers]
+        floor = stack.enter_context(process("bench.deliveries", "floor", url, receiver.url))
         with ThreadPoolExecutor(len(stands)) as pool:
             samples = list(pool.map(Stand.run, stands))
+        # Of the last one it may not have come yet.
+        begun = [json.loads(floor.get_nowait()) for _ in range(floor.qsize())][:-1]
+        bare = [(receiver.when(FLOOR, each["number"]) - each["at"]) * 1000 for each in begun]
     began, ended = ([each for one in samples for each in one[place]] for place in (0, 1))
-    return {"print.started": began, "print.completed": ended}
+    return {FLOOR: bare, "print.started": began, "print.completed": ended}
+
+
+def floor(url: str, webhook_url: str) -> None:
+    """Until the process is ended."""
+    engine = sa.create_engine(url, **engine_options(url))
+    table = sa.Table("bench_floor", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    table.create(engine)
+    if engine.dialect.name == "sqlite":
+        # As the product has it; the pool's one connection keeps it.
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
+    chance, session = Random(FLOOR), requests.Session()
+    for number in itertools.count(1):
+        time.sleep(chance.random() * 2 * FLOOR_EVERY_SECONDS)
+        begun_at = time.time()
+        with engine.begin() as connection:
+            connection.execute(sa.insert(table).values(id=number))
+        session.post(webhook_url, json={"type": FLOOR, "data": {"print": {"id": number}}})
+        print(json.dumps({"number": number, "at": begun_at}), flush=True)
 
 
 class Receiver:
@@ -214,4 +251,4 @@ class Stand:
 
 
 if __name__ == "__main__":
-    receive() if sys.argv[1:] == ["receive"] else main()
+    {"receive": receive, "floor": floor}[sys.argv[1]](*sys.argv[2:]) if sys.argv[1:] else main()
