@@ -134,6 +134,9 @@ def _before_commit(session: Session) -> None:
 
 
 def _after_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        # Of a savepoint alone: nothing is written down yet.
+        return
     rung = session.info.pop("rung", None)
     bell: Bell | None = current_app.extensions.get("bell")
     if rung and bell is not None:

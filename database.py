@@ -70,7 +70,8 @@ def engine_options(url: str) -> dict[str, Any]:
             "connect_args": {"options": " ".join(f"-c {name}={value}" for name, value in POSTGRESQL.items())},
         }
     arguments = {"timeout": BUSY_TIMEOUT_MS / 1000, "factory": _turn_takers()}
-    has_pool = sa.make_url(url).database not in IN_MEMORY
+    file = sa.make_url(url)
+    has_pool = file.database not in IN_MEMORY and file.query.get("mode") != "memory"
     return {**json, **(LAST_USED_FIRST if has_pool else {}), "connect_args": arguments}
 
 

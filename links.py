@@ -82,7 +82,6 @@ class Links:
         self._recorder = Recorder(app)
         self._cloud = CloudLinks(app, self._recorder, post=post, pool=pool, timings=timings)
         self._by_connection: dict[int, Held] = {}
-        self._printer_ids: frozenset[int] = frozenset()
         self._leases: dict[str, Lease] = {}
         self._renewed_at: datetime | None = None
         self._lease_life = lease_life
@@ -92,8 +91,8 @@ class Links:
         return list(self._by_connection.values())
 
     def printer_ids(self) -> frozenset[int]:
-        """Of the same printers. In any thread."""
-        return self._printer_ids
+        """Of the same printers. May be asked in any thread."""
+        return frozenset(held.printer_id for held in self.all())
 
     def close(self) -> None:
         """Say goodbye to every printer and let other workers have them."""
@@ -101,11 +100,14 @@ class Links:
             # An upload may take longer than anybody waits for the end of a process.
             held.storage.break_off()
             held.link.close()
-        self._by_connection.clear()
-        self._printer_ids = frozenset()
-        self._cloud.close()
-        with self._app.app_context():
-            release_leases(self._owner)
+        try:
+            # Whoever comes next may never hear what this worker has heard last.
+            self._recorder.save_snapshots(self._everything(), at_once=True)
+        finally:
+            self._by_connection.clear()
+            self._cloud.close()
+            with self._app.app_context():
+                release_leases(self._owner)
 
     def sync(self) -> None:
         """Hold what there is to hold: printers whose lease is ours, by the newest version of their row."""
@@ -127,7 +129,6 @@ class Links:
             for row in lan.values():
                 if row.id not in self._by_connection:
                     self._open(db.session.get_one(PrinterConnection, row.id), self._leases[row.serial_number])
-            self._printer_ids = frozenset(held.printer_id for held in self.all())
             self._cloud.sync(
                 [_cloud_row(row, self._leases[row.serial_number]) for key, row in ours.items() if key not in lan]
             )

@@ -294,6 +294,9 @@ def _on_statement(statement: ORMExecuteState) -> None:
 
 
 def _after_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        # Of a savepoint alone: nothing is written down yet.
+        return
     live: Live | None = current_app.extensions.get("live")
     if session.info.pop("has_events", False) and live is not None:
         live.wake()

@@ -121,6 +121,8 @@ class Recorder:
         waits to hear of it."""
         if watched.in_state_since is None:
             return
+        # A report that could not be tracked when it came is as new as one that has just come.
+        is_news = is_heard or _news_in(watched) != watched.tracked
         with self._app.app_context():
             # First of all locks, as everywhere: the printer, its gate, the print, the start.
             printer = db.session.execute(LOCKED_PRINTER, {"printer": watched.printer_id}).scalar_one_or_none()
@@ -141,7 +143,7 @@ class Recorder:
                 watched.print_name = ours.job_name if ours is not None else None
             spools = _spools_of(printer, watched)
             complaints = faults.raise_faults(printer, watched.state, watched.complaints, at=self._clock())
-            if is_heard:
+            if is_news:
                 self._save([watched])
             else:
                 watched.is_unsaved = True
@@ -241,14 +243,15 @@ class Recorder:
             alerts.tell_lasting(at=self._clock())
             db.session.commit()
 
-    def save_snapshots(self, everything: Iterable[Watched]) -> None:
+    def save_snapshots(self, everything: Iterable[Watched], *, at_once: bool = False) -> None:
         """Write down what was heard, for every web process to read: all printers in one transaction, each not more
-        often than the setting says."""
+        often than the setting says, unless it is to be `at_once`."""
         now = self._clock()
         due = [
             watched
             for watched in everything
-            if watched.is_unsaved and (watched.saved_at is None or abs(now - watched.saved_at) >= self._interval)
+            if watched.is_unsaved
+            and (at_once or watched.saved_at is None or abs(now - watched.saved_at) >= self._interval)
         ]
         if due:
             with self._app.app_context():

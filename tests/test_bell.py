@@ -103,6 +103,21 @@ def test_what_was_rolled_back_never_rang(farm: Farm, rings: Rings) -> None:
     assert rings.since(change_and_drop) == frozenset()
 
 
+def test_a_savepoint_rings_for_nothing_yet(farm: Farm, rings: Rings) -> None:
+    printer_id = farm.add_printer()["id"]
+
+    def change() -> None:
+        with farm.database():
+            db.session.get_one(Printer, printer_id).auto_start = True
+            db.session.flush()
+            with db.session.begin_nested():
+                pass
+            assert rings.heard == []
+            db.session.commit()
+
+    assert rings.since(change) == {printer_id}
+
+
 def test_steps_of_a_start_do_not_wake_every_printer(farm: Farm, rings: Rings) -> None:
     def step() -> None:
         with farm.database():

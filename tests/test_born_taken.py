@@ -107,6 +107,30 @@ def test_nobody_asks_the_database_between_the_commit_and_the_post(
     assert [each.is_ok for each in attempts(farm)] == [True]
 
 
+def test_whoever_commits_goes_on_once_the_webhook_is_taken(
+    app: Flask, farm: Farm, hooked: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after a commit would take the interpreter from the sender."""
+    monkeypatch.setattr("outbox.HANDED_SECONDS", 10.0)
+    may_take, steps = threading.Event(), list[str]()
+
+    def step(name: str) -> None:
+        assert name != "claiming" or may_take.wait(10)
+        steps.append(name)
+
+    outbox = make_outbox(app, clock, at_step=step)
+    outbox.start()
+    committing = threading.Thread(target=commit_one, args=(farm, hooked, clock))
+    committing.start()
+    committing.join(0.1)
+    assert committing.is_alive() and steps == []
+    may_take.set()
+    committing.join(10)
+    assert not committing.is_alive() and "claimed" in steps
+    assert outbox.wait_idle(5)
+    outbox.stop(5)
+
+
 def test_what_is_sent_first_and_what_is_sent_again_is_the_same(
     app: Flask, farm: Farm, hooked: int, clock: Clock, receiver: WebhookReceiver, outbox: Outbox
 ) -> None:

@@ -82,6 +82,20 @@ def test_prints_made_in_one_statement_are_told_at_once(farm: Farm, port: int) ->
     assert time.monotonic() - begun < 0.8, "it came with the next look, not with its own word"
 
 
+def test_a_savepoint_wakes_nobody_yet(farm: Farm, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[bool] = []
+    monkeypatch.setattr(live, "wake", lambda: woken.append(True))
+    with farm.database():
+        now = farm.app.extensions["clock"]()
+        db.session.add(PrintEvent(user_id=farm.user["id"], kind="shop.reconnect_needed", details={"shop": {}}, at=now))
+        db.session.flush()
+        with db.session.begin_nested():
+            pass
+        assert woken == []
+        db.session.commit()
+    assert woken == [True]
+
+
 def test_what_concerns_no_printer_is_told_as_well(farm: Farm, port: int) -> None:
     page = Browser(port, farm.token)
     make_events(farm, None, kind="shop.reconnect_needed")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from flask import Flask
 
 from bambu_report import PrinterActivity, PrinterState
 from farm.leases import Lease
+from links import Held, Links
 from models import PrinterConnection, db
 from recorder import Recorder, Watched
 from tests.conftest import Clock
@@ -141,7 +144,7 @@ def test_a_clock_that_was_set_back_stops_no_writing(listening: Listening) -> Non
 
 def test_what_time_alone_settles_is_shown_with_the_next_snapshot(listening: Listening, statements: list[str]) -> None:
     """A webhook waits for the transaction that settles it; what a page shows can come a moment later."""
-    listening.hear(state=PrinterActivity.finished)
+    listening.hear(state=PrinterActivity.finished, progress_percent=None)
     listening.watched.current_print_id = 7  # as the tracker says of ours
     listening.watched.is_unsaved = True
     listening.clock.forward(seconds=2)
@@ -153,6 +156,32 @@ def test_what_time_alone_settles_is_shown_with_the_next_snapshot(listening: List
     listening.clock.forward(seconds=2)
     listening.look()
     assert listening.shown()["current_print_id"] is None, "though nothing more was heard"
+
+
+def test_a_report_that_could_not_be_tracked_is_written_down_with_what_it_settles(
+    listening: Listening, statements: list[str]
+) -> None:
+    """Else what was decided on it would be decided once more."""
+    listening.hear(state=PrinterActivity.finished)
+    listening.watched.tracked = None  # as when the database failed
+    listening.clock.forward(seconds=2)
+    statements.clear()
+    listening.recorder.settle_on_time([listening.watched])
+    assert any("UPDATE printer_connections" in each for each in statements)
+
+
+def test_what_was_heard_last_is_written_down_when_the_worker_ends(app: Flask, listening: Listening) -> None:
+    listening.hear(layers_printed=1)
+    heard = {each.name: getattr(listening.watched, each.name) for each in fields(Watched)}
+    silent: Any = SimpleNamespace(close=lambda: None, break_off=lambda: None)
+    with ThreadPoolExecutor() as pool:
+        links = Links(app, "test", post=lambda act: None, pool=pool)
+        links._by_connection[listening.connection_id] = held = Held(**heard, link=silent, storage=silent)
+        links._recorder.heard(held, replace(PRINTING, layers_printed=2), listening.clock())
+        assert held.is_unsaved and listening.shown()["layers_printed"] == 1
+        assert links.printer_ids() == {listening.watched.printer_id}
+        links.close()
+    assert listening.shown()["layers_printed"] == 2 and links.printer_ids() == frozenset()
 
 
 def test_a_worker_asks_for_as_many_open_files_as_hundreds_of_printers_take(app: Flask) -> None:

@@ -93,6 +93,10 @@ class Track:
         assert found is not None
         return found["failed_reason"]
 
+    def ended_at(self) -> datetime | None:
+        with self.farm.database():
+            return db.session.execute(sa.select(StartIntent.ended_at)).scalar_one()
+
     def kinds(self) -> list[str]:
         path = f"/api/bambu/scheduled-prints/{self.bench.print_id}/events"
         return [event["kind"] for event in self.farm.get(path).json]
@@ -160,6 +164,17 @@ def test_the_first_report_after_a_restart_announces_nothing_new(track: Track) ->
     track.last = None
     track.hear("printing")
     assert track.kinds() == before
+
+
+@pytest.mark.parametrize("end", ["finished", "failed"])
+def test_a_start_ends_with_its_print(track: Track, end: str) -> None:
+    """In the same transaction: nothing else is asked before the printer's next start."""
+    track.hear("printing")
+    track.hear(end)
+    track.clock.forward(seconds=10)
+    assert track.ended_at() is None
+    track.hear(end)
+    assert track.status in ("completed", "failed") and track.ended_at() == track.clock()
 
 
 def test_an_unknown_state_changes_nothing(track: Track) -> None:
