@@ -11,7 +11,8 @@ PY := $(VENV)/bin/python
 # Tried on SQLite alone: what takes long and asks of the database no more than others do, who try it on both.
 ON_SQLITE_ALONE := schemathesis or every_query or misbehaviours or link_faults or test_walk or cloud_links or cloud_accounts \
 	or printer_actions or discovered or test_live or test_tasks or slips or weather or advice or plate_facts or hostile \
-	or change_profile or change_print or every_route or round_trip
+	or change_profile or change_print or every_route or round_trip or change_of_clocks or inside_auth or flag_of_its_own \
+	or answers_nonsense or status_word or interlock_that_does_not_hold or has_not_signed or points_to_no_order
 # Some machines switch the cache of compiled modules off: each of the hundred processes and more that a run of tests
 # starts would compile the product anew.
 unexport PYTHONDONTWRITEBYTECODE
